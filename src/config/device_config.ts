@@ -1,0 +1,74 @@
+import type { Secret } from './secret.ts';
+
+export type IoEngine = 'io_uring' | 'sync';
+
+/** The two halves of an AES-256-XTS key, 32 bytes each: key 1 for data, key 2 for the tweak. */
+export interface EncryptionKey {
+  key1: Secret;
+  key2: Secret;
+}
+
+export interface RawSource {
+  source: 'raw';
+  path: string;
+}
+
+export interface RemoteSource {
+  source: 'remote';
+  /** `host:port`, an IPv6 address in brackets. */
+  address: string;
+  psk?: { identity: string; secret: Secret };
+}
+
+/** How the random keys of an encrypted archive are wrapped, already unwrapped from the configuration. */
+export type ArchiveKek =
+  | { method: 'none' }
+  | { method: 'aes256-gcm'; key: Secret; initVector: Secret; authData: Secret };
+
+export interface FilesystemArchive {
+  source: 'archive';
+  type: 'filesystem';
+  path: string;
+  archiveKek: ArchiveKek;
+}
+
+export interface S3Archive {
+  source: 'archive';
+  type: 's3';
+  bucket: string;
+  prefix?: string;
+  endpoint?: string;
+  region?: string;
+  profile?: string;
+  credentials?: { accessKeyId: Secret; secretAccessKey: Secret };
+  connections: number;
+  archiveKek: ArchiveKek;
+}
+
+export type StripeSource = RawSource | RemoteSource | FilesystemArchive | S3Archive;
+
+/** One device configuration file, parsed and validated (spec/config.md part A). */
+export interface DeviceConfig {
+  /** The file that it was read from, as the user named it. */
+  file: string;
+  /** The data file; like all paths relative to the working directory. */
+  path: string;
+  socket?: string;
+  rpcSocketPath?: string;
+  metadataPath?: string;
+  stripeSource?: StripeSource;
+  numQueues: number;
+  queueSize: number;
+  segSizeMax: number;
+  segCountMax: number;
+  pollQueueTimeoutUs: number;
+  cpus?: number[];
+  copyOnRead: boolean;
+  trackWritten: boolean;
+  writeThrough: boolean;
+  autofetch: boolean;
+  deviceId: string;
+  ioEngine: IoEngine;
+  directIo: boolean;
+  encryptionKey?: EncryptionKey;
+}
