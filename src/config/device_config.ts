@@ -72,3 +72,19 @@ export interface DeviceConfig {
   directIo: boolean;
   encryptionKey?: EncryptionKey;
 }
+
+/** What a file gets that names only `path`. */
+export const defaultTuning = {
+  numQueues: 1,
+  queueSize: 64,
+  segSizeMax: 65536,
+  segCountMax: 128,
+  pollQueueTimeoutUs: 1000,
+  copyOnRead: false,
+  trackWritten: false,
+  writeThrough: false,
+  autofetch: false,
+  deviceId: 'ubiblk',
+  ioEngine: 'io_uring',
+  directIo: true,
+} as const satisfies Partial<DeviceConfig>;

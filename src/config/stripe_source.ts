@@ -1,0 +1,198 @@
+import { isUtf8 } from 'node:buffer';
+import type {
+  ArchiveKek,
+  FilesystemArchive,
+  RemoteSource,
+  S3Archive,
+  StripeSource,
+} from './device_config.ts';
+import { kekInitVectorBytes, kekKeyBytes, wrappingMethods } from './kek.ts';
+import type { Secret } from './secret.ts';
+import type { SecretReader } from './secret_reader.ts';
+import type { Mapping } from './yaml_mapping.ts';
+
+const minPskSecretBytes = 16;
+const defaultConnections = 16;
+const maxConnections = 128;
+
+/**
+ * Reads the mapping `stripe_source` (spec/config.md A.3). What is wrong goes to the file's problems;
+ * the value is only whole when there were none.
+ */
+export function readStripeSource(
+  mapping: Mapping,
+  secrets: SecretReader,
+): StripeSource | undefined {
+  const source = mapping.requiredChoice('source', ['raw', 'remote', 'archive']);
+  if (source === undefined) {
+    return undefined;
+  }
+  let read: StripeSource | undefined;
+  if (source === 'raw') {
+    read = { source, path: mapping.requiredPath('path') ?? '' };
+  } else if (source === 'remote') {
+    read = readRemote(mapping, secrets);
+  } else {
+    read = readArchive(mapping, secrets);
+  }
+  if (read !== undefined) {
+    mapping.reportUnknownKeys();
+  }
+  return read;
+}
+
+function readRemote(mapping: Mapping, secrets: SecretReader): RemoteSource {
+  const address = mapping.requiredString('address') ?? '';
+  if (mapping.has('address') && address !== '' && !isAddress(address)) {
+    mapping.error('address', "must be 'host:port' (an IPv6 address in brackets)");
+  }
+  const identity = mapping.string('psk_identity');
+  const secret = secrets.read(mapping, 'psk_secret');
+  const hasIdentity = mapping.has('psk_identity');
+  if (hasIdentity !== mapping.has('psk_secret')) {
+    const [given, missing] = hasIdentity
+      ? ['psk_identity', 'psk_secret']
+      : ['psk_secret', 'psk_identity'];
+    mapping.error(given, `needs '${missing}' beside it: give both or neither`);
+  }
+  if (identity === '') {
+    mapping.error('psk_identity', 'must not be empty');
+  }
+  if (secret !== undefined && secret.lengthBytes < minPskSecretBytes) {
+    mapping.error(
+      'psk_secret',
+      `must be at least ${minPskSecretBytes} bytes, not ${secret.lengthBytes}`,
+    );
+  }
+  const psk = identity === undefined || secret === undefined ? undefined : { identity, secret };
+  return { source: 'remote', address, ...(psk && { psk }) };
+}
+
+function isAddress(address: string): boolean {
+  const match = /^(?:\[([0-9a-fA-F:.%a-zA-Z0-9]+)\]|([^\s:[\]/]+)):(\d{1,5})$/.exec(address);
+  const port = Number(match?.[3] ?? 0);
+  return port >= 1 && port <= 65535;
+}
+
+function readArchive(
+  mapping: Mapping,
+  secrets: SecretReader,
+): FilesystemArchive | S3Archive | undefined {
+  const type = mapping.requiredChoice('type', ['filesystem', 's3']);
+  if (type === undefined) {
+    return undefined;
+  }
+  if (type === 'filesystem') {
+    const path = mapping.requiredPath('path') ?? '';
+    return { source: 'archive', type, path, archiveKek: readArchiveKek(mapping, secrets) };
+  }
+  return readS3(mapping, secrets);
+}
+
+function readS3(mapping: Mapping, secrets: SecretReader): S3Archive {
+  const bucket = mapping.requiredString('bucket') ?? '';
+  if (mapping.has('bucket') && bucket === '') {
+    mapping.error('bucket', 'must not be empty');
+  }
+  const archive: S3Archive = {
+    source: 'archive',
+    type: 's3',
+    bucket,
+    connections: readConnections(mapping),
+    archiveKek: readArchiveKek(mapping, secrets),
+  };
+  const prefix = readPrefix(mapping);
+  if (prefix !== undefined) {
+    archive.prefix = prefix;
+  }
+  const endpoint = mapping.string('endpoint');
+  if (endpoint !== undefined) {
+    if (!/^https?:\/\//.test(endpoint) || !URL.canParse(endpoint)) {
+      mapping.error('endpoint', "must be a URL that begins with 'http://' or 'https://'");
+    }
+    archive.endpoint = endpoint;
+  }
+  for (const key of ['region', 'profile'] as const) {
+    const value = mapping.string(key);
+    if (value !== undefined) {
+      archive[key] = value;
+    }
+  }
+  const credentials = readCredentials(mapping, secrets);
+  if (credentials !== undefined) {
+    archive.credentials = credentials;
+  }
+  return archive;
+}
+
+/** The key prefix without slashes at its ends, or undefined if nothing is left. */
+function readPrefix(mapping: Mapping): string | undefined {
+  const prefix = mapping.string('prefix')?.replace(/^\/+|\/+$/g, '');
+  if (prefix === undefined || prefix === '') {
+    return undefined;
+  }
+  if (prefix.split('/').some((part) => part === '' || part === '.' || part === '..')) {
+    mapping.error('prefix', "must not have an empty, '.' or '..' component");
+  }
+  return prefix;
+}
+
+function readConnections(mapping: Mapping): number {
+  const range = { min: 0, max: 0xffff_ffff };
+  const connections = mapping.integer('connections', range) ?? defaultConnections;
+  const clamped = Math.min(Math.max(connections, 1), maxConnections);
+  if (clamped !== connections) {
+    mapping.warn('connections', `${connections} is taken as ${clamped} (1 to ${maxConnections})`);
+  }
+  return clamped;
+}
+
+function readCredentials(mapping: Mapping, secrets: SecretReader): S3Archive['credentials'] {
+  const credentials = mapping.mapping('credentials');
+  if (credentials === undefined) {
+    return undefined;
+  }
+  const accessKeyId = readTextSecret(credentials, 'access_key_id', secrets);
+  const secretAccessKey = readTextSecret(credentials, 'secret_access_key', secrets);
+  credentials.reportUnknownKeys();
+  return accessKeyId && secretAccessKey ? { accessKeyId, secretAccessKey } : undefined;
+}
+
+function readTextSecret(mapping: Mapping, key: string, secrets: SecretReader): Secret | undefined {
+  if (!mapping.has(key)) {
+    mapping.error(key, 'is required');
+    return undefined;
+  }
+  const secret = secrets.read(mapping, key);
+  if (secret?.lengthBytes === 0) {
+    mapping.error(key, 'must not be empty');
+  } else if (secret !== undefined && !isUtf8(secret.reveal())) {
+    mapping.error(key, 'is not UTF-8 text after decoding');
+  }
+  return secret;
+}
+
+function readArchiveKek(mapping: Mapping, secrets: SecretReader): ArchiveKek {
+  const kek = mapping.mapping('archive_kek');
+  if (kek === undefined) {
+    return { method: 'none' };
+  }
+  const method = kek.requiredChoice('method', wrappingMethods);
+  const key = secrets.read(kek, 'key', method === 'aes256-gcm' ? kekKeyBytes : undefined);
+  const initVector = secrets.read(
+    kek,
+    'init_vector',
+    method === 'aes256-gcm' ? kekInitVectorBytes : undefined,
+  );
+  const authData = secrets.read(kek, 'auth_data');
+  kek.reportUnknownKeys();
+  if (method !== 'aes256-gcm') {
+    return { method: 'none' };
+  }
+  for (const part of ['key', 'init_vector', 'auth_data']) {
+    if (!kek.has(part)) {
+      kek.error(part, "is required with method 'aes256-gcm'");
+    }
+  }
+  return key && initVector && authData ? { method, key, initVector, authData } : { method: 'none' };
+}
