@@ -7,6 +7,8 @@ export const logLevels: readonly LogLevel[] = ['error', 'warn', 'info', 'debug']
 
 export type LogFormat = 'human' | 'json';
 
+export const logFormats: readonly LogFormat[] = ['human', 'json'];
+
 /** Plain data, so that it can be posted to a Worker which makes its own Log from it. */
 export interface LogSettings {
   level: LogLevel;

@@ -113,7 +113,9 @@ export function loadKekFile(file: string, strict: boolean, warn: (line: string) 
   const mapping = parseMapping(text, problems, strict);
   const kek = mapping === undefined ? noKek : readKek(file, mapping);
   mapping?.reportUnknownKeys();
-  problems.warnings().forEach(warn);
+  for (const line of problems.warnings()) {
+    warn(line);
+  }
   try {
     problems.throwIfAny();
   } catch (error) {

@@ -6,13 +6,12 @@ import { loadKekFile, noKek } from './kek.ts';
 import { refuseLaterFeatures } from './later_features.ts';
 import { Problems } from './problems.ts';
 import { SecretReader } from './secret_reader.ts';
+import { socketPathProblem } from './socket_path.ts';
 import { readStripeSource } from './stripe_source.ts';
 import { readTextFile } from './text_file.ts';
 import { type Mapping, parseMapping } from './yaml_mapping.ts';
 
 const maxDeviceIdBytes = 20;
-/** `sun_path` of struct sockaddr_un holds 108 bytes with the closing NUL. */
-const maxSocketPathBytes = 107;
 /** A segment holds at least a sector; Linux guests refuse disks whose segments are under a page. */
 const minSegmentBytes = 512;
 const guestPageBytes = 4096;
@@ -49,7 +48,9 @@ export function loadDeviceConfig(file: string, options: LoadOptions = {}): Loade
     const secrets = new SecretReader(kek);
     const problems = new Problems(file);
     const config = parseDeviceConfig(text, problems, secrets, options);
-    problems.warnings().forEach(warn);
+    for (const line of problems.warnings()) {
+      warn(line);
+    }
     warnOfWeakSecrecy(file, secrets, openToOthers, warn);
     if (problems.count > 0) {
       secrets.wipe();
@@ -139,14 +140,6 @@ function readSocketPath(mapping: Mapping, key: string): string | undefined {
     mapping.error(key, problem);
   }
   return path;
-}
-
-/** What is wrong with the length of a Unix socket's path, as the end of a sentence. */
-export function socketPathProblem(path: string): string | undefined {
-  const lengthBytes = Buffer.byteLength(path);
-  return lengthBytes > maxSocketPathBytes
-    ? `is ${lengthBytes} bytes long; the path of a Unix socket has at most ${maxSocketPathBytes}`
-    : undefined;
 }
 
 /** The ranges are the newer generation's (spec/config.md B.4), wider for queues. */

@@ -1,0 +1,188 @@
+import { accessSync, constants, lstatSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
+import { socketPathProblem } from '../config/socket_path.ts';
+import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
+import { errorName, UsageError, UserError } from '../errors.ts';
+import { startVhostServer, type VhostOptions, type VhostServer } from '../frontend/vhost/server.ts';
+import type { Log } from '../log.ts';
+import type { Arguments } from './arguments.ts';
+import { writeOutput } from './output.ts';
+import { parseSize } from './size.ts';
+
+interface Settings {
+  config: DeviceConfig;
+  socket: string;
+  wipeSecrets: () => void;
+}
+
+/** `ubiblk serve vhost`: serves one disk until SIGTERM or SIGINT (docs/serve-vhost.md). */
+export async function run(args: Arguments, log: Log): Promise<number> {
+  const nullSizeBytes = readNullSize(args);
+  const { config, socket, wipeSecrets } = await readSettings(args, log);
+  let disk: Disk | undefined;
+  try {
+    checkSocketPath(socket);
+    disk = nullSizeBytes === undefined ? await openDisk(config, log) : openNullDisk(nullSizeBytes);
+    await refuseBusySocket(socket);
+    if (args.has('check')) {
+      writeOutput(`OK: '${disk.path}' of ${disk.facts.sizeBytes} bytes, to serve at '${socket}'\n`);
+      return 0;
+    }
+    const kekFile = args.value('kek');
+    if (args.has('unlink-kek') && kekFile !== undefined) {
+      const { unlinkKekFile } = await import('../config/kek.ts');
+      unlinkKekFile(kekFile);
+    }
+    return await serve(disk, vhostOptions(config, socket), log);
+  } finally {
+    wipeSecrets();
+    disk?.close();
+  }
+}
+
+function readNullSize(args: Arguments): number | undefined {
+  const text = args.value('null');
+  return text === undefined ? undefined : parseSize('--null', text);
+}
+
+async function readSettings(args: Arguments, log: Log): Promise<Settings> {
+  const file = args.value('config');
+  const kekFile = args.value('kek');
+  const socketOption = args.value('socket');
+  if (args.has('unlink-kek') && kekFile === undefined) {
+    throw new UsageError("option '--unlink-kek' needs '--kek FILE'");
+  }
+  if (socketOption === '') {
+    throw new UsageError("option '--socket' needs a path that is not empty");
+  }
+  if (file === undefined) {
+    if (!args.has('null')) {
+      throw new UsageError("option '--config FILE' is required");
+    }
+    if (kekFile !== undefined) {
+      throw new UsageError("option '--kek' needs '--config FILE'");
+    }
+    const config = { ...defaultTuning, file: '', path: '' };
+    return { config, socket: args.required('socket'), wipeSecrets: () => {} };
+  }
+  const { loadDeviceConfig } = await import('../config/load_device_config.ts');
+  const { config, wipeSecrets } = loadDeviceConfig(file, {
+    kekFile,
+    strict: args.has('strict'),
+    warn: (line) => log.warn(line),
+  });
+  const socket = socketOption ?? config.socket;
+  if (socket === undefined) {
+    wipeSecrets();
+    throw new UserError(
+      `${file}: socket: is required to serve over vhost-user; add 'socket: PATH' or give --socket`,
+    );
+  }
+  return { config, socket, wipeSecrets };
+}
+
+/** Finds before the disk is opened what would keep the socket from being made. */
+function checkSocketPath(socket: string): void {
+  const problem = socketPathProblem(socket);
+  if (problem !== undefined) {
+    throw new UserError(`the socket path '${socket}' ${problem}`);
+  }
+  const directory = dirname(socket);
+  try {
+    accessSync(`${directory}/.`, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw new UserError(directorySentence(directory, socket, errorName(error)));
+  }
+  const there = lstatSync(socket, { throwIfNoEntry: false });
+  if (there !== undefined && !there.isSocket()) {
+    throw new UserError(
+      `'${socket}' exists and is not a socket; remove it or choose another path for the socket`,
+    );
+  }
+}
+
+function directorySentence(directory: string, socket: string, code: string): string {
+  switch (code) {
+    case 'ENOENT':
+      return `the directory '${directory}' of the socket '${socket}' does not exist; create it`;
+    case 'ENOTDIR':
+      return `'${directory}', where the socket '${socket}' should be, is not a directory`;
+    default:
+      return `the socket '${socket}' cannot be made in its directory '${directory}': ${code}`;
+  }
+}
+
+/** A connection shows whether another process listens; one that nobody serves is refused at once. */
+async function refuseBusySocket(socket: string): Promise<void> {
+  if (lstatSync(socket, { throwIfNoEntry: false }) === undefined) {
+    return;
+  }
+  const connection = await Bun.connect({ unix: socket, socket: { data() {} } }).catch(() => null);
+  if (connection !== null) {
+    connection.end();
+    throw new UserError(
+      `another process listens on the socket '${socket}'; stop it or choose another path`,
+    );
+  }
+}
+
+/** What the server needs of the configuration: no secret goes to its threads this way. */
+function vhostOptions(config: DeviceConfig, socketPath: string): VhostOptions {
+  const { deviceId, numQueues, queueSize, segSizeMax, segCountMax } = config;
+  const { pollQueueTimeoutUs, ioEngine, cpus } = config;
+  return {
+    socketPath,
+    deviceId,
+    numQueues,
+    queueSize,
+    segSizeMax,
+    segCountMax,
+    pollQueueTimeoutUs,
+    ioEngine,
+    ...(cpus && { cpus }),
+  };
+}
+
+async function serve(disk: Disk, options: VhostOptions, log: Log): Promise<number> {
+  const stopped = stopSignal(log);
+  const server = await startVhostServer(disk, options, log);
+  const failure = await Promise.race([stopped, server.failed]);
+  if (failure !== undefined) {
+    log.error(failure.message);
+    return 1;
+  }
+  await stopServing(server, disk);
+  log.info('stopped');
+  return 0;
+}
+
+async function stopServing(server: VhostServer, disk: Disk): Promise<void> {
+  await server.stop();
+  disk.sync();
+}
+
+/**
+ * Resolves at the first SIGTERM or SIGINT; the second ends the process at once. SIGHUP is ignored:
+ * a terminal that goes away must not take a guest's disk with it.
+ */
+function stopSignal(log: Log): Promise<undefined> {
+  const { promise, resolve } = Promise.withResolvers<undefined>();
+  let stopping = false;
+  for (const [signal, number] of [
+    ['SIGTERM', 15],
+    ['SIGINT', 2],
+  ] as const) {
+    process.on(signal, () => {
+      if (stopping) {
+        log.warn(`${signal} again: ending without waiting for requests in flight`);
+        process.exit(128 + number);
+      }
+      stopping = true;
+      log.info(`${signal}: finishing the requests in flight`);
+      resolve(undefined);
+    });
+  }
+  process.on('SIGHUP', () => log.debug('SIGHUP is ignored'));
+  return promise;
+}

@@ -1,0 +1,93 @@
+import type { Log, LogLevel } from '../log.ts';
+import type { Arguments } from './arguments.ts';
+
+export interface OptionSpec {
+  /** The long name without dashes. */
+  long: string;
+  /** One letter. */
+  short?: string;
+  /** What the value is called in help (`FILE`); an option without it takes no value. */
+  value?: string;
+  summary: string;
+}
+
+/** A name of the reference system's under which the executable may be linked. */
+export interface ProgramName {
+  name: string;
+  /** What its `--version` begins with. */
+  displayName: string;
+}
+
+export interface CommandModule {
+  /** Runs the command. @returns the exit status @throws UserError or UsageError */
+  run(args: Arguments, log: Log): Promise<number>;
+}
+
+export interface CommandSpec {
+  /** One or two words: `serve vhost`. */
+  name: string;
+  summary: string;
+  programs: readonly ProgramName[];
+  options: readonly OptionSpec[];
+  examples: readonly string[];
+  /** Daemons report what they do (`info`); other commands only what is doubtful (`warn`). */
+  defaultLogLevel: LogLevel;
+  /** The command's page in the source tree. */
+  docs: string;
+  /** The module is loaded only when the command runs, so that the others start quickly. */
+  load(): Promise<CommandModule>;
+}
+
+/** What every command takes, and the executable itself. */
+export const helpOptions: readonly OptionSpec[] = [
+  { long: 'help', short: 'h', summary: 'Show this help' },
+  { long: 'version', short: 'V', summary: 'Show the version and what is built in' },
+];
+
+/** What every command takes besides its own options. */
+export const commonOptions: readonly OptionSpec[] = [
+  { long: 'log-level', value: 'LEVEL', summary: 'error, warn, info or debug (env UBIBLK_LOG)' },
+  { long: 'log-format', value: 'FORMAT', summary: 'human (default) or json, one line per entry' },
+  ...helpOptions,
+];
+
+const deviceConfigOptions: readonly OptionSpec[] = [
+  { long: 'config', short: 'f', value: 'FILE', summary: 'Device configuration (YAML)' },
+  { long: 'kek', short: 'k', value: 'FILE', summary: 'KEK file that decrypts its secrets' },
+  {
+    long: 'unlink-kek',
+    short: 'u',
+    summary: 'Delete the KEK file when all is checked, before serving',
+  },
+  { long: 'strict', summary: 'Refuse unknown keys instead of warning' },
+];
+
+export const commands: readonly CommandSpec[] = [
+  {
+    name: 'serve vhost',
+    summary: 'Serve a disk to a virtual machine over vhost-user-blk',
+    programs: [{ name: 'vhost-backend', displayName: 'vhost-user-blk backend' }],
+    options: [
+      ...deviceConfigOptions,
+      {
+        long: 'socket',
+        value: 'PATH',
+        summary: "Listen here instead of at the configuration's 'socket'",
+      },
+      { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
+      {
+        long: 'null',
+        value: 'SIZE',
+        summary: 'Serve SIZE (K, M, G, T) of nothing, for benchmarks; --config is optional',
+      },
+    ],
+    examples: [
+      'ubiblk serve vhost --config vm.yaml',
+      'ubiblk serve vhost --config vm.yaml --check',
+      'ubiblk serve vhost --null 1T --socket /tmp/null.sock',
+    ],
+    defaultLogLevel: 'info',
+    docs: 'docs/serve-vhost.md',
+    load: () => import('./serve_vhost.ts'),
+  },
+];
