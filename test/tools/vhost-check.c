@@ -1,0 +1,438 @@
+// vhost-check: random requests against a vhost-user-blk server (or any other libblkio driver),
+// every byte compared with what was written.
+//
+//   vhost-check PATH [key=value ...]
+//     driver=NAME  libblkio driver; PATH is its socket, file or device  (virtio-blk-vhost-user)
+//     direct=1     O_DIRECT, for driver=io_uring                        (0)
+//     ops=N        requests to send                                     (20000)
+//     seconds=N    stop sending after that time, whatever ops= says     (0: no limit)
+//     until=FILE   stop sending once FILE exists
+//     depth=N      requests in flight                                   (16)
+//     queues=N     virtqueues, used in turn                             (1)
+//     span=BYTES   part of the device to work on                        (64 MiB or the device)
+//     offset=B     where that part starts                               (0)
+//     max=BYTES    longest read or write                                (131072)
+//     seed=N       same seed, same requests                             (1)
+//     mix=LETTERS  request kinds, repeated letters weigh                (rrrrwwwwzdf)
+//                  r read, w write, z write zeroes, d discard, f flush, u write with FUA
+//     timeout=S    seconds to wait for an answer                        (30)
+//     zero=1       a discarded range must read as zeroes                (0: content not checked)
+//     state=FILE   keep there what every sector must hold, so that a later run, also one after
+//                  this process was killed, can tell. The part starts as zeroes when FILE is new.
+//                  With ops=0: only compare
+//     progress=1   print the number of answers ten times a second
+//
+// Prints one line of counts. Exit status: 0 all as expected, 1 a wrong byte, a failed request or
+// no answer, 2 wrong usage or no connection.
+#define _GNU_SOURCE
+#include <blkio.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { SECTOR = 512, MAX_DEPTH = 1024, MAX_QUEUES = 64 };
+
+struct request {
+    char kind;
+    bool busy;
+    int queue;
+    uint64_t start, len;
+    unsigned char *buf;
+};
+
+// What state=FILE says of one sector. A value is a generation, counted per sector, and ZEROES if
+// the sector was zeroed. The two differ while a request is in flight: either may be found then.
+struct sector_state {
+    uint32_t acked, sent;
+};
+static const uint32_t ZEROES = 0x80000000;
+
+static int arg_count;
+static char **args;
+static uint64_t rng_state;
+static unsigned char *copy;  // what the device must hold
+static unsigned char *known; // per sector: 1 when copy[] must match
+static struct sector_state *state;
+
+static uint64_t next_random(uint64_t *s)
+{
+    *s ^= *s << 13;
+    *s ^= *s >> 7;
+    *s ^= *s << 17;
+    return *s;
+}
+
+static uint64_t rnd(void)
+{
+    return next_random(&rng_state);
+}
+
+static void die(const char *what, int err)
+{
+    const char *why = blkio_get_error_msg();
+    fprintf(stderr, "vhost-check: %s: %s (%s)\n", what, strerror(-err), why ? why : "");
+    exit(2);
+}
+
+static const char *text(const char *name, const char *fallback)
+{
+    size_t n = strlen(name);
+    for (int i = 2; i < arg_count; i++)
+        if (!strncmp(args[i], name, n) && args[i][n] == '=')
+            return args[i] + n + 1;
+    return fallback;
+}
+
+static uint64_t option(const char *name, uint64_t fallback)
+{
+    const char *value = text(name, NULL);
+    return value ? strtoull(value, NULL, 0) : fallback;
+}
+
+static double seconds_since(const struct timespec *from)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - from->tv_sec) + (double)(now.tv_nsec - from->tv_nsec) / 1e9;
+}
+
+// The 512 bytes that stand for a value in a sector: no two sectors and no two generations share
+// them, so data in the wrong place and data of the past are both seen.
+static void sector_content(uint64_t sector, uint32_t value, unsigned char *to)
+{
+    uint64_t word[SECTOR / 8] = {0};
+    if (!(value & ZEROES)) {
+        word[0] = sector;
+        word[1] = value;
+        uint64_t s = (sector + 1) * 0x9e3779b97f4a7c15ULL ^ ((uint64_t)value << 32 | 1);
+        for (size_t i = 2; i < SECTOR / 8; i++)
+            word[i] = next_random(&s);
+    }
+    memcpy(to, word, SECTOR);
+}
+
+static bool holds(uint64_t sector, uint32_t value, const unsigned char *got)
+{
+    unsigned char want[SECTOR];
+    sector_content(sector, value, want);
+    return !memcmp(want, got, SECTOR);
+}
+
+static void open_state(const char *path, uint64_t sectors)
+{
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    struct stat st;
+    off_t bytes = (off_t)(sectors * sizeof(*state));
+    if (fd < 0 || fstat(fd, &st) || (st.st_size < bytes && ftruncate(fd, bytes)))
+        die(path, -errno);
+    state = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (state == MAP_FAILED)
+        die(path, -errno);
+    close(fd);
+    if (!st.st_size)
+        for (uint64_t i = 0; i < sectors; i++)
+            state[i] = (struct sector_state){ZEROES, ZEROES};
+}
+
+// Settles what a run that was killed left open.
+static int settle(uint64_t start, uint64_t len, const unsigned char *got)
+{
+    for (uint64_t at = 0; at < len; at += SECTOR) {
+        uint64_t sector = (start + at) / SECTOR;
+        struct sector_state *s = &state[sector];
+        if (holds(sector, s->acked, got + at)) {
+            s->sent = s->acked;
+        } else if (holds(sector, s->sent, got + at)) {
+            s->acked = s->sent;
+        } else {
+            fprintf(stderr,
+                    "vhost-check: sector %llu holds neither generation %#x, which was answered, "
+                    "nor %#x, which was sent: it starts with %02x%02x%02x%02x, word %u\n",
+                    (unsigned long long)sector, s->acked, s->sent, got[at], got[at + 1],
+                    got[at + 2], got[at + 3], *(const uint32_t *)(const void *)(got + at + 8));
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int compare(uint64_t start, uint64_t len, const unsigned char *got, const char *when)
+{
+    for (uint64_t s = 0; s < len; s += SECTOR) {
+        if (!known[(start + s) / SECTOR] || !memcmp(copy + start + s, got + s, SECTOR))
+            continue;
+        uint64_t i = s;
+        while (copy[start + i] == got[i])
+            i++;
+        fprintf(stderr,
+                "vhost-check: wrong byte at %llu (%s of %llu+%llu): 0x%02x, expected 0x%02x\n",
+                (unsigned long long)(start + i), when, (unsigned long long)start,
+                (unsigned long long)len, got[i], copy[start + i]);
+        return 1;
+    }
+    return 0;
+}
+
+static void fill(struct request *q)
+{
+    for (uint64_t at = 0; at < q->len; at += SECTOR) {
+        uint64_t sector = (q->start + at) / SECTOR;
+        if (state) {
+            uint32_t value = (state[sector].sent & ~ZEROES) + 1;
+            sector_content(sector, value, q->buf + at);
+            state[sector].sent = value;
+        } else {
+            for (uint64_t i = 0; i < SECTOR; i += 8) {
+                uint64_t v = rnd();
+                memcpy(q->buf + at + i, &v, 8);
+            }
+        }
+    }
+}
+
+static void send_request(struct blkio *b, struct request *q, uint64_t offset)
+{
+    struct blkioq *bq = blkio_get_queue(b, q->queue);
+    uint64_t at = offset + q->start;
+    if (state && (q->kind == 'z' || q->kind == 'd'))
+        for (uint64_t s = q->start / SECTOR; s < (q->start + q->len) / SECTOR; s++)
+            state[s].sent = ((state[s].sent & ~ZEROES) + 1) | ZEROES;
+    switch (q->kind) {
+    case 'r':
+        memset(q->buf, 0xa5, q->len);
+        blkioq_read(bq, at, q->buf, q->len, q, 0);
+        break;
+    case 'w':
+    case 'u':
+        fill(q);
+        blkioq_write(bq, at, q->buf, q->len, q, q->kind == 'u' ? BLKIO_REQ_FUA : 0);
+        break;
+    case 'z':
+        blkioq_write_zeroes(bq, at, q->len, q, rnd() & 1 ? BLKIO_REQ_NO_UNMAP : 0);
+        break;
+    case 'd':
+        blkioq_discard(bq, at, q->len, q, 0);
+        break;
+    case 'f':
+        blkioq_flush(bq, q, 0);
+        break;
+    default:
+        die("mix", -EINVAL);
+    }
+}
+
+static int completed(struct request *q, int ret, bool zero)
+{
+    if (ret) {
+        fprintf(stderr, "vhost-check: request %c %llu+%llu failed: %s\n", q->kind,
+                (unsigned long long)q->start, (unsigned long long)q->len, strerror(-ret));
+        return 1;
+    }
+    if (q->kind == 'r')
+        return compare(q->start, q->len, q->buf, "read");
+    if (q->kind == 'w' || q->kind == 'u')
+        memcpy(copy + q->start, q->buf, q->len);
+    else if (q->len)
+        memset(copy + q->start, 0, q->len);
+    memset(known + q->start / SECTOR, q->kind != 'd' || zero, q->len / SECTOR);
+    for (uint64_t s = q->start / SECTOR; state && s < (q->start + q->len) / SECTOR; s++)
+        state[s].acked = state[s].sent;
+    return 0;
+}
+
+static void read_now(struct blkio *b, uint64_t at, void *to, uint64_t len, const char *when)
+{
+    struct blkio_completion c = {0};
+    struct timespec limit = {(time_t)option("timeout", 30), 0};
+    blkioq_read(blkio_get_queue(b, 0), at, to, len, NULL, 0);
+    int r = blkioq_do_io(blkio_get_queue(b, 0), &c, 1, 1, &limit);
+    if (r == 1 && !c.ret)
+        return;
+    fprintf(stderr, "vhost-check: %s read of %llu+%llu failed: %s\n", when, (unsigned long long)at,
+            (unsigned long long)len, strerror(-(r < 0 ? r : c.ret)));
+    exit(1);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2 || argv[1][0] == '-') {
+        fprintf(stderr, "usage: vhost-check PATH [key=value ...]; the source lists the keys\n");
+        return 2;
+    }
+    arg_count = argc;
+    args = argv;
+    const char *driver = text("driver", "virtio-blk-vhost-user"), *state_path = text("state", NULL);
+    uint64_t ops = option("ops", 20000), depth = option("depth", 16);
+    uint64_t queues = option("queues", 1), max = option("max", 131072);
+    uint64_t seed = option("seed", 1), offset = option("offset", 0);
+    uint64_t seconds = option("seconds", 0);
+    const char *until = text("until", NULL), *mix = text("mix", "rrrrwwwwzdf");
+    bool zero = option("zero", 0), progress = option("progress", 0);
+    size_t kinds = strlen(mix);
+    rng_state = seed * 0x9e3779b97f4a7c15ULL | 1;
+    if (!kinds || !depth || depth > MAX_DEPTH || !queues || queues > MAX_QUEUES || max < SECTOR)
+        die("options", -EINVAL);
+    if (state_path && !zero && strchr(mix, 'd'))
+        die("state= with discards needs zero=1", -EINVAL);
+
+    struct blkio *b;
+    int r;
+    uint64_t capacity;
+    if ((r = blkio_create(driver, &b)) < 0)
+        die("create", r);
+    if (option("direct", 0) && (r = blkio_set_bool(b, "direct", true)) < 0)
+        die("direct", r);
+    if ((r = blkio_set_str(b, "path", argv[1])) < 0 || (r = blkio_connect(b)) < 0)
+        die("connect", r);
+    int unit_bytes;
+    if ((r = blkio_get_uint64(b, "capacity", &capacity)) < 0 ||
+        (r = blkio_get_int(b, "request-alignment", &unit_bytes)) < 0)
+        die("properties", r);
+    // The device's logical block, of which every request is a multiple.
+    uint64_t unit = unit_bytes > SECTOR ? (uint64_t)unit_bytes : SECTOR;
+    uint64_t span = option("span", 64 << 20);
+    if (offset >= capacity || offset % unit)
+        die("offset", -EINVAL);
+    if (span > capacity - offset)
+        span = capacity - offset;
+    span -= span % unit;
+    if (max > span)
+        max = span;
+    max -= max % unit;
+    if (!max)
+        die("max", -EINVAL);
+    if ((r = blkio_set_int(b, "num-queues", (int)queues)) < 0 || (r = blkio_start(b)) < 0)
+        die("start", r);
+
+    struct blkio_mem_region region;
+    uint64_t align;
+    if ((r = blkio_get_uint64(b, "mem-region-alignment", &align)) < 0)
+        die("mem-region-alignment", r);
+    uint64_t bytes = (max * (depth + 1) + align - 1) / align * align;
+    if ((r = blkio_alloc_mem_region(b, &region, bytes)) < 0 ||
+        (r = blkio_map_mem_region(b, &region)) < 0)
+        die("memory", r);
+
+    static struct request reqs[MAX_DEPTH];
+    for (uint64_t i = 0; i < depth; i++)
+        reqs[i].buf = (unsigned char *)region.addr + i * max;
+    copy = calloc(1, span);
+    known = malloc(span / SECTOR);
+    if (!copy || !known)
+        die("copy", -ENOMEM);
+    if (state_path)
+        open_state(state_path, span / SECTOR);
+
+    // What the device holds at the start is the reference for bytes not written yet.
+    unsigned char *scratch = (unsigned char *)region.addr + depth * max;
+    for (uint64_t at = 0; at < span; at += max) {
+        uint64_t n = span - at < max ? span - at : max;
+        read_now(b, offset + at, scratch, n, "first");
+        memcpy(copy + at, scratch, n);
+        if (state && settle(at, n, scratch))
+            return 1;
+    }
+    memset(known, 1, span / SECTOR);
+
+    unsigned long long count[256] = {0}, moved = 0, answers = 0;
+    struct request next = {0};
+    uint64_t sent = 0, inflight[MAX_QUEUES] = {0}, flying = 0;
+    bool stop = !ops;
+    int bad = 0;
+    double told = 0;
+    struct timespec t0;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    while (!stop || flying) {
+        while (!stop && flying < depth) {
+            if (!next.kind) {
+                next.kind = mix[rnd() % kinds];
+                uint64_t units = rnd() % 4 ? 1 + rnd() % 8 : 1 + rnd() % (max / unit);
+                if (units > max / unit)
+                    units = max / unit;
+                next.len = next.kind == 'f' ? 0 : units * unit;
+                next.start = rnd() % (span / unit - units + 1) * unit;
+            }
+            // Two requests over the same bytes have no order: never have both in flight.
+            bool clash = false;
+            for (uint64_t i = 0; i < depth && next.len; i++)
+                if (reqs[i].busy && next.start < reqs[i].start + reqs[i].len &&
+                    reqs[i].start < next.start + next.len &&
+                    (next.kind != 'r' || reqs[i].kind != 'r'))
+                    clash = true;
+            if (clash)
+                break;
+            struct request *q = reqs;
+            while (q->busy)
+                q++;
+            q->kind = next.kind;
+            q->start = next.start;
+            q->len = next.len;
+            next.kind = 0;
+            q->queue = (int)(sent % queues);
+            q->busy = true;
+            send_request(b, q, offset);
+            sent++;
+            flying++;
+            inflight[q->queue]++;
+            stop = sent >= ops;
+        }
+        // Hand every queue its new requests, then wait on the first with some in flight.
+        bool waited = false;
+        for (uint64_t i = 0; i < queues; i++) {
+            struct blkio_completion done[MAX_DEPTH];
+            int want = !waited && inflight[i] ? 1 : 0;
+            waited |= want;
+            struct timespec limit = {(time_t)option("timeout", 30), 0};
+            r = blkioq_do_io(blkio_get_queue(b, (int)i), done, want, (int)depth, &limit);
+            if (r < 0) {
+                fprintf(stderr, "vhost-check: no answer to %llu requests: %s\n",
+                        (unsigned long long)flying, strerror(-r));
+                return 1;
+            }
+            for (int k = 0; k < r; k++) {
+                struct request *q = done[k].user_data;
+                if (!q->busy) {
+                    fprintf(stderr, "vhost-check: request %c %llu+%llu answered twice\n", q->kind,
+                            (unsigned long long)q->start, (unsigned long long)q->len);
+                    return 1;
+                }
+                q->busy = false;
+                flying--;
+                inflight[q->queue]--;
+                answers++;
+                count[(unsigned char)q->kind]++;
+                moved += q->len;
+                bad |= completed(q, done[k].ret, zero);
+            }
+        }
+        stop |= bad;
+        double now = seconds_since(&t0);
+        if ((progress || until) && now - told >= 0.1) {
+            told = now;
+            if (progress)
+                printf("vhost-check: %llu answers\n", answers);
+            fflush(stdout);
+            stop |= until && !access(until, F_OK);
+        }
+        stop |= seconds && now >= (double)seconds;
+    }
+    for (uint64_t at = 0; at < span && !bad; at += max) {
+        uint64_t n = span - at < max ? span - at : max;
+        read_now(b, offset + at, scratch, n, "last");
+        bad |= compare(at, n, scratch, "last read");
+    }
+    printf(
+        "vhost-check: seed %llu, %llu requests (%llu r, %llu w, %llu u, %llu z, %llu d, %llu f), "
+        "%llu MiB, %.2f s: %s\n",
+        (unsigned long long)seed, (unsigned long long)sent, count['r'], count['w'], count['u'],
+        count['z'], count['d'], count['f'], moved >> 20, seconds_since(&t0), bad ? "FAILED" : "ok");
+    blkio_destroy(&b);
+    return bad;
+}
