@@ -65,7 +65,6 @@ export function parseMapping(
     schema: 'core',
     uniqueKeys: true,
     prettyErrors: false,
-    logLevel: 'silent',
     lineCounter: lines,
   });
   const place = (offset: number): Position => {
@@ -90,22 +89,30 @@ export function parseMapping(
   });
 }
 
-/** Reports every repeated key, but only the first other error: the rest usually follow from it. */
+/** Reports the first syntax error, from which others usually follow, or else every repeated key. */
 function reportSyntax(
   document: Document,
   problems: Problems,
   place: (offset: number) => Position,
 ): void {
-  let syntaxReported = false;
-  for (const error of [...document.errors, ...document.warnings]) {
-    if (error.code === 'DUPLICATE_KEY') {
-      problems.error(place(error.pos[0]), `${repeatedKey(document, error)}: is given twice`);
-    } else if (!syntaxReported) {
-      syntaxReported = true;
-      const sentence = syntaxSentences[error.code] ?? 'this is not valid';
-      problems.error(place(error.pos[0]), `YAML syntax: ${sentence}`);
-    }
+  const errors = [...document.errors, ...document.warnings];
+  const syntaxError = errors.find(({ code }) => code !== 'DUPLICATE_KEY');
+  if (syntaxError !== undefined) {
+    const sentence = syntaxSentences[syntaxError.code] ?? 'this is not valid';
+    problems.error(place(syntaxError.pos[0]), `YAML syntax: ${sentence}`);
+    return;
   }
+  for (const error of errors) {
+    problems.error(place(error.pos[0]), `${repeatedKey(document, error)}: is given twice`);
+  }
+  visit(document, {
+    Alias(_, alias) {
+      if (alias.resolve(document) === undefined) {
+        const sentence = `YAML syntax: ${syntaxSentences.BAD_ALIAS}`;
+        problems.error(place(alias.range?.[0] ?? 0), sentence);
+      }
+    },
+  });
 }
 
 function repeatedKey(document: Document, error: YAMLError): string {
