@@ -12,10 +12,15 @@ import { createInterface } from 'node:readline';
 const DISK_BYTES = 256 * 1024 * 1024;
 const executable = join(process.cwd(), 'dist/ubiblk');
 
+/** Not console.error, which colours what it writes to a terminal. */
+function say(line: string): void {
+  process.stderr.write(`${line}\n`);
+}
+
 const words = process.argv.slice(2);
 const unknown = words.find((word) => word !== '--once');
 if (unknown !== undefined) {
-  console.error(`start: unknown argument '${unknown}': only --once is known`);
+  say(`start: unknown argument '${unknown}': only --once is known`);
   process.exit(2);
 }
 const stays =
@@ -33,7 +38,7 @@ async function startServer(config: string, socket: string): Promise<ChildProcess
   const lines = createInterface({ input: child.stderr as NodeJS.ReadableStream });
   const listening = new Promise<void>((resolve, reject) => {
     lines.on('line', (line) => {
-      console.error(`  server: ${line}`);
+      say(`  server: ${line}`);
       if (line.includes(`listening on '${socket}'`)) resolve();
     });
     child.on('error', reject);
@@ -85,7 +90,8 @@ async function main(): Promise<number> {
     join(folder, name),
   );
   const interrupted = new Promise<void>((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, resolve);
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+      process.on(signal, () => resolve());
   });
   let server: ChildProcess | undefined;
   let status = 0;
@@ -106,23 +112,23 @@ async function main(): Promise<number> {
     if (typeof code !== 'number') {
       probe.kill();
     } else if (code !== 0) {
-      console.error('start: the probe failed: its words are above');
+      say('start: the probe failed: its words are above');
       status = 1;
     } else if (stays) {
       printNextSteps(folder, socket, config);
       const died = once(server, 'close').then(() => true);
       if (await Promise.race([died, interrupted])) {
-        console.error('start: the server ended by itself: its words are above');
+        say('start: the server ended by itself: its words are above');
         status = 1;
       }
       console.log('');
     }
   } catch (error) {
-    console.error(`start: ${(error as Error).message}`);
+    say(`start: ${(error as Error).message}`);
     status = 1;
   }
   if (server !== undefined && (await stopServer(server)) !== 0 && status === 0) {
-    console.error('start: the server did not end cleanly: its words are above');
+    say('start: the server did not end cleanly: its words are above');
     status = 1;
   }
   rmSync(folder, { recursive: true, force: true });

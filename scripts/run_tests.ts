@@ -221,7 +221,7 @@ async function main(words: string[]): Promise<number> {
   const wanted = words.filter((word) => word !== '--check');
   const unknown = wanted.find((word) => word.startsWith('-'));
   if (unknown) {
-    console.error(`test: unknown option '${unknown}': only --check is known`);
+    process.stderr.write(`test: unknown option '${unknown}': only --check is known\n`);
     return 2;
   }
   mkdirSync(LOGS, { recursive: true });
@@ -246,7 +246,7 @@ async function main(words: string[]): Promise<number> {
     await Promise.all(Array.from({ length: group[0].parallel ?? 1 }, worker));
   }
   if (suites.length === 0) {
-    console.error(`test: no suite's name has '${wanted.join("' or '")}' in it`);
+    process.stderr.write(`test: no suite's name has '${wanted.join("' or '")}' in it\n`);
     total.failed = 1;
   }
   console.log(summary(total));
