@@ -78,7 +78,7 @@ export const commands: readonly CommandSpec[] = [
       {
         long: 'null',
         value: 'SIZE',
-        summary: 'Serve SIZE (K, M, G, T) of nothing, for benchmarks; --config is optional',
+        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
       },
     ],
     examples: [

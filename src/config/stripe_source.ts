@@ -42,8 +42,8 @@ export function readStripeSource(
 }
 
 function readRemote(mapping: Mapping, secrets: SecretReader): RemoteSource {
-  const address = mapping.requiredString('address') ?? '';
-  if (mapping.has('address') && address !== '' && !isAddress(address)) {
+  const address = mapping.requiredString('address');
+  if (address !== undefined && !isAddress(address)) {
     mapping.error('address', "must be 'host:port' (an IPv6 address in brackets)");
   }
   const identity = mapping.string('psk_identity');
@@ -65,12 +65,12 @@ function readRemote(mapping: Mapping, secrets: SecretReader): RemoteSource {
     );
   }
   const psk = identity === undefined || secret === undefined ? undefined : { identity, secret };
-  return { source: 'remote', address, ...(psk && { psk }) };
+  return { source: 'remote', address: address ?? '', ...(psk && { psk }) };
 }
 
 function isAddress(address: string): boolean {
-  const match = /^(?:\[([0-9a-fA-F:.%a-zA-Z0-9]+)\]|([^\s:[\]/]+)):(\d{1,5})$/.exec(address);
-  const port = Number(match?.[3] ?? 0);
+  const match = /^(?:\[[0-9A-Za-z:.%]+\]|[^\s:[\]/]+):(\d{1,5})$/.exec(address);
+  const port = Number(match?.[1] ?? 0);
   return port >= 1 && port <= 65535;
 }
 
@@ -90,14 +90,14 @@ function readArchive(
 }
 
 function readS3(mapping: Mapping, secrets: SecretReader): S3Archive {
-  const bucket = mapping.requiredString('bucket') ?? '';
-  if (mapping.has('bucket') && bucket === '') {
+  const bucket = mapping.requiredString('bucket');
+  if (bucket === '') {
     mapping.error('bucket', 'must not be empty');
   }
   const archive: S3Archive = {
     source: 'archive',
     type: 's3',
-    bucket,
+    bucket: bucket ?? '',
     connections: readConnections(mapping),
     archiveKek: readArchiveKek(mapping, secrets),
   };

@@ -63,6 +63,10 @@ test.each(names)('%s', (name) => {
 
   expect(errors).toEqual(expected('error'));
   expect(warnings).toEqual(expected('warning'));
+  const values = text.replace(/^#.*$/gm, '').match(/[A-Za-z0-9+/]{16,}={0,2}/g) ?? [];
+  for (const line of [...errors, ...warnings]) {
+    expect(values.filter((value) => line.includes(value))).toEqual([]);
+  }
   if (errors.length === 0) {
     const json = readFileSync(join(fixtures, name.replace(/yaml$/, 'json')), 'utf8');
     expect(config).toEqual({ ...JSON.parse(json), file });

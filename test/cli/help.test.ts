@@ -1,0 +1,60 @@
+import { expect, test } from 'bun:test';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { commandHelp, commandList } from '../../src/commands/help.ts';
+import { commands, commonOptions } from '../../src/commands/table.ts';
+
+const root = join(import.meta.dir, '../..');
+
+test.each(commands.map((command) => [command.name, command] as const))(
+  'the help of %s names every option and its page',
+  (name, command) => {
+    const help = commandHelp(command);
+    expect(help).toContain(`$ ubiblk ${name} [options]`);
+    for (const { long, short, value } of [...command.options, ...commonOptions]) {
+      const flags = `${short === undefined ? '' : `-${short}, `}--${long}${value ? ` <${value}>` : ''}`;
+      // cac leaves --version out of a command's help.
+      expect(help.includes(flags) || long === 'version').toBe(true);
+    }
+    expect(help).toContain(command.docs);
+    expect(help.split('\n').filter((line) => line.length > 100 || / $/.test(line))).toEqual([]);
+  },
+);
+
+test.each(commands.map((command) => [command.name, command] as const))(
+  '%s has a page and a module',
+  async (_, command) => {
+    expect(existsSync(join(root, command.docs))).toBe(true);
+    expect(typeof (await command.load()).run).toBe('function');
+  },
+);
+
+test('a command that was called by another name shows that name', () => {
+  const command = commands.find(({ name }) => name === 'serve vhost');
+  if (command === undefined) {
+    throw new Error("no 'serve vhost'");
+  }
+  expect(commandHelp(command, command.programs[0])).toContain('$ vhost-backend [options]');
+});
+
+test('the list names every command, and of a group only its own', () => {
+  const list = commandList(commands);
+  for (const { name, summary } of commands) {
+    expect(list).toContain(`  ${name}  `);
+    expect(list).toContain(summary);
+  }
+  const serve = commandList(commands, 'serve');
+  expect(serve).toContain('serve vhost');
+  const others = commands.filter(({ name }) => !name.startsWith('serve '));
+  expect(others.filter(({ summary }) => serve.includes(summary))).toEqual([]);
+});
+
+test('no two commands share a name, and no options of a command do', () => {
+  const names = commands.flatMap(({ name, programs }) => [name, ...programs.map((p) => p.name)]);
+  expect(new Set(names).size).toBe(names.length);
+  for (const command of commands) {
+    const options = [...command.options, ...commonOptions];
+    const flags = options.flatMap(({ long, short }) => (short ? [long, short] : [long]));
+    expect(new Set(flags).size).toBe(flags.length);
+  }
+});
