@@ -1,0 +1,188 @@
+/*
+ * What a disk's file or block device is and can do, its lock, and plain I/O for the engine without
+ * io_uring. The descriptor is the caller's throughout.
+ */
+#include "ubiblk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifndef STATX_DIOALIGN
+#define STATX_DIOALIGN 0x00002000U
+#endif
+
+static uint64_t queue_limit(dev_t dev, const char *name)
+{
+    char path[128];
+    uint64_t value = 0;
+    /* A partition has no queue of its own: the disk it lies on is its parent folder. */
+    for (int parent = 0; parent < 2; parent++) {
+        snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%squeue/%s", major(dev), minor(dev),
+                 parent ? "../" : "", name);
+        FILE *file = fopen(path, "re");
+        if (!file)
+            continue;
+        unsigned long long read = 0;
+        if (fscanf(file, "%llu", &read) == 1)
+            value = read;
+        fclose(file);
+        break;
+    }
+    return value;
+}
+
+/* Finds out by reading what statx can't tell before Linux 6.1: the smallest direct read. */
+static uint32_t direct_read_align(int fd)
+{
+    static const uint32_t sizes[] = {512, 1024, 2048, 4096};
+    void *buf;
+    uint32_t found = 0;
+    if (posix_memalign(&buf, 4096, 4096))
+        return 0;
+    for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]) && !found; i++)
+        if (pread(fd, buf, sizes[i], 0) >= 0)
+            found = sizes[i];
+    free(buf);
+    return found;
+}
+
+/* Fills facts for fd, opened as it will be used; direct I/O facts need it opened with O_DIRECT. */
+int ubiblk_file_facts(int fd, struct ubiblk_file_facts *facts)
+{
+    struct stat st;
+    int flags = fcntl(fd, F_GETFL);
+    memset(facts, 0, sizeof(*facts));
+    if (flags < 0 || fstat(fd, &st) < 0)
+        return -errno;
+    facts->logical_block = 512;
+    facts->physical_block = 512;
+    if (S_ISBLK(st.st_mode)) {
+        int value = 0;
+        unsigned unsigned_value = 0;
+        facts->is_block_device = 1;
+        if (ioctl(fd, BLKGETSIZE64, &facts->size) < 0)
+            return -errno;
+        if (ioctl(fd, BLKSSZGET, &value) == 0 && value > 0)
+            facts->logical_block = (uint32_t)value;
+        if (ioctl(fd, BLKPBSZGET, &unsigned_value) == 0 && unsigned_value > 0)
+            facts->physical_block = unsigned_value;
+        if (ioctl(fd, BLKIOOPT, &unsigned_value) == 0)
+            facts->optimal_io = unsigned_value;
+        if (ioctl(fd, BLKROGET, &value) == 0)
+            facts->read_only = value != 0;
+    } else if (S_ISREG(st.st_mode)) {
+        facts->size = (uint64_t)st.st_size;
+        facts->physical_block = 4096;
+    } else {
+        return S_ISDIR(st.st_mode) ? -EISDIR : -ENOTBLK;
+    }
+    if (flags & O_DIRECT) {
+        struct statx stx;
+        memset(&stx, 0, sizeof(stx));
+        if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+            (stx.stx_mask & STATX_DIOALIGN)) {
+            facts->direct_memory_align = stx.stx_dio_mem_align;
+            facts->direct_offset_align = stx.stx_dio_offset_align;
+        } else {
+            uint32_t align = direct_read_align(fd);
+            if (align && align < facts->logical_block)
+                align = facts->logical_block;
+            facts->direct_memory_align = facts->direct_offset_align = align;
+        }
+        if (facts->direct_offset_align > facts->logical_block)
+            facts->logical_block = facts->direct_offset_align;
+    }
+    if (facts->physical_block < facts->logical_block)
+        facts->physical_block = facts->logical_block;
+    return 0;
+}
+
+/*
+ * Fills can_punch and can_zero_range. Nothing inside the disk is touched: a file is probed past its
+ * end, a block device by what its queue says.
+ */
+int ubiblk_file_probe_zeroing(int fd, struct ubiblk_file_facts *facts)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (S_ISBLK(st.st_mode)) {
+        int can = queue_limit(st.st_rdev, "write_zeroes_max_bytes") > 0;
+        facts->can_punch = (uint32_t)can;
+        facts->can_zero_range = (uint32_t)can;
+        return 0;
+    }
+    int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    int zero = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
+    off_t end = (st.st_size + 4095) & ~(off_t)4095;
+    facts->can_punch = fallocate(fd, punch, end, 4096) == 0;
+    facts->can_zero_range = fallocate(fd, zero, end, 4096) == 0;
+    /* The second probe may have reserved a block past the end: give it back. */
+    if (facts->can_zero_range && facts->can_punch)
+        (void)!fallocate(fd, punch, end, 4096);
+    return 0;
+}
+
+/*
+ * Takes an open-file-description lock over [start, start + length): it belongs to the description, so
+ * it lasts until the last I/O that an io_uring holds on it has ended, also after a SIGKILL. Returns
+ * -EAGAIN where another holds it. See fcntl(2), "Open file description locks".
+ */
+int ubiblk_file_lock(int fd, uint64_t start, uint64_t length, int exclusive)
+{
+    struct flock lock;
+    memset(&lock, 0, sizeof(lock));
+    lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = (off_t)start;
+    lock.l_len = (off_t)length;
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+        return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+static int64_t result(ssize_t r)
+{
+    return r < 0 ? -errno : r;
+}
+
+int64_t ubiblk_preadv(int fd, uint64_t iov, int count, uint64_t offset)
+{
+    return result(preadv(fd, (const struct iovec *)(uintptr_t)iov, count, (off_t)offset));
+}
+
+/* flags: RWF_* of pwritev2(2). */
+int64_t ubiblk_pwritev(int fd, uint64_t iov, int count, uint64_t offset, int flags)
+{
+    return result(pwritev2(fd, (const struct iovec *)(uintptr_t)iov, count, (off_t)offset, flags));
+}
+
+int64_t ubiblk_pread(int fd, uint64_t buf, uint64_t length, uint64_t offset)
+{
+    return result(pread(fd, (void *)(uintptr_t)buf, length, (off_t)offset));
+}
+
+int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset)
+{
+    return result(pwrite(fd, (const void *)(uintptr_t)buf, length, (off_t)offset));
+}
+
+int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
+{
+    return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;
+}
+
+int ubiblk_fdatasync(int fd)
+{
+    return fdatasync(fd) < 0 ? -errno : 0;
+}

@@ -1,0 +1,88 @@
+/* Small system calls: event descriptors, waiting, threads. */
+#include "ubiblk.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+int ubiblk_eventfd(void)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+int ubiblk_eventfd_signal(int fd)
+{
+    uint64_t one = 1;
+    return write(fd, &one, sizeof(one)) < 0 ? -errno : 0;
+}
+
+int ubiblk_eventfd_drain(int fd)
+{
+    uint64_t count;
+    return read(fd, &count, sizeof(count)) < 0 ? -errno : 0;
+}
+
+/* 1 where fd is an event descriptor, 0 where it is anything else. */
+int ubiblk_is_eventfd(int fd)
+{
+    char path[64], target[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(path, target, sizeof(target) - 1);
+    if (n < 0)
+        return -errno;
+    target[n] = 0;
+    return strcmp(target, "anon_inode:[eventfd]") == 0;
+}
+
+enum { MAX_POLLED = 8 };
+
+/*
+ * Waits until one of fds (-1: none) is readable or hung up, timeout_ms at most (negative: for ever).
+ * Returns a bit for each that is, 0 on time-out or a signal.
+ */
+int ubiblk_poll(int32_t *fds, uint32_t count, int timeout_ms)
+{
+    struct pollfd polled[MAX_POLLED];
+    if (count > MAX_POLLED)
+        return -EINVAL;
+    for (uint32_t i = 0; i < count; i++)
+        polled[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
+    int ready = poll(polled, count, timeout_ms);
+    if (ready < 0)
+        return errno == EINTR ? 0 : -errno;
+    int bits = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (polled[i].revents)
+            bits |= 1 << i;
+    return bits;
+}
+
+int ubiblk_close(int fd)
+{
+    return close(fd) < 0 ? -errno : 0;
+}
+
+/* Pins the calling thread. */
+int ubiblk_pin_thread(uint32_t cpu)
+{
+    cpu_set_t set;
+    if (cpu >= CPU_SETSIZE)
+        return -EINVAL;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return -pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
+}
+
+/* Names the calling thread for ps and top; names are cut at 15 bytes. */
+int ubiblk_name_thread(const char *name)
+{
+    char cut[16];
+    snprintf(cut, sizeof(cut), "%s", name);
+    return -pthread_setname_np(pthread_self(), cut);
+}

@@ -1,0 +1,99 @@
+/*
+ * The shim: what TypeScript can't say. No policy lives here. Every function returns a value >= 0, or
+ * -errno. Addresses travel as uint64_t, because JavaScript keeps them as numbers.
+ */
+#ifndef UBIBLK_H
+#define UBIBLK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define UBIBLK_API __attribute__((visibility("default")))
+
+/* uring.c */
+
+/* Where a ring's shared parts are, for TypeScript to read and write. */
+struct ubiblk_ring_layout {
+    uint64_t handle;
+    uint64_t sq_head, sq_tail, sq_flags, sqes;
+    uint64_t cq_head, cq_tail, cqes;
+    uint64_t sq_entries, cq_entries;
+    uint64_t features, setup_flags;
+};
+
+enum ubiblk_spin_result { UBIBLK_SPIN_TIMEOUT = 0, UBIBLK_SPIN_AVAIL = 1, UBIBLK_SPIN_RING = 2 };
+
+UBIBLK_API int ubiblk_ring_create(uint32_t sq_entries, uint32_t cq_entries, uint32_t setup_flags,
+                                  struct ubiblk_ring_layout *layout);
+UBIBLK_API int ubiblk_ring_destroy(uint64_t handle);
+UBIBLK_API int ubiblk_ring_enter(uint64_t handle, uint32_t to_submit, uint32_t min_complete,
+                                 int32_t timeout_us);
+UBIBLK_API int ubiblk_ring_register_files(uint64_t handle, const int32_t *fds, uint32_t count);
+UBIBLK_API int ubiblk_ring_register_buffers(uint64_t handle, const void *iovecs, uint32_t count);
+UBIBLK_API int ubiblk_ring_unregister_buffers(uint64_t handle);
+UBIBLK_API int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen,
+                                uint32_t timeout_us);
+UBIBLK_API int ubiblk_spin_avail(uint64_t avail_idx, uint32_t seen, uint32_t timeout_us);
+UBIBLK_API int ubiblk_liburing_version(char *buf, uint32_t size);
+
+/* file.c */
+
+struct ubiblk_file_facts {
+    uint64_t size;
+    uint32_t is_block_device, read_only;
+    uint32_t logical_block, physical_block, optimal_io;
+    uint32_t direct_memory_align, direct_offset_align; /* 0: no direct I/O */
+    uint32_t can_punch, can_zero_range;
+};
+
+UBIBLK_API int ubiblk_file_facts(int fd, struct ubiblk_file_facts *facts);
+UBIBLK_API int ubiblk_file_probe_zeroing(int fd, struct ubiblk_file_facts *facts);
+UBIBLK_API int ubiblk_file_lock(int fd, uint64_t start, uint64_t length, int exclusive);
+UBIBLK_API int64_t ubiblk_preadv(int fd, uint64_t iov, int count, uint64_t offset);
+UBIBLK_API int64_t ubiblk_pwritev(int fd, uint64_t iov, int count, uint64_t offset, int flags);
+UBIBLK_API int64_t ubiblk_pread(int fd, uint64_t buf, uint64_t length, uint64_t offset);
+UBIBLK_API int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset);
+UBIBLK_API int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+UBIBLK_API int ubiblk_fdatasync(int fd);
+
+/* memory.c */
+
+UBIBLK_API int64_t ubiblk_memory_map(uint64_t length);
+UBIBLK_API int ubiblk_memory_unmap(uint64_t address, uint64_t length);
+UBIBLK_API int64_t ubiblk_memory_map_shared(int fd, uint64_t offset, uint64_t length,
+                                            uint64_t *base_and_length);
+UBIBLK_API int ubiblk_memory_unmap_shared(uint64_t base, uint64_t length);
+UBIBLK_API uint64_t ubiblk_memory_lost_counter(void);
+UBIBLK_API int ubiblk_memory_memfd(const char *name, uint64_t length);
+UBIBLK_API int ubiblk_memory_copy(uint64_t to, uint64_t from, uint64_t length);
+UBIBLK_API int ubiblk_memory_gather(uint64_t to, uint64_t iov, uint32_t count, uint64_t skip,
+                                    uint64_t length);
+UBIBLK_API int ubiblk_memory_scatter(uint64_t iov, uint32_t count, uint64_t skip, uint64_t from,
+                                     uint64_t length);
+UBIBLK_API int ubiblk_memory_fill(uint64_t to, int byte, uint64_t length);
+
+/* vhost_socket.c */
+
+enum { UBIBLK_MAX_FDS = 32 };
+
+UBIBLK_API int ubiblk_socket_listen(const char *path, uint32_t mode, uint64_t *identity);
+UBIBLK_API int ubiblk_socket_remove(const char *path, const uint64_t *identity);
+UBIBLK_API int ubiblk_socket_connect(const char *path);
+UBIBLK_API int ubiblk_socket_accept(int fd);
+UBIBLK_API int ubiblk_socket_receive(int fd, void *buf, uint32_t size, int32_t *fds,
+                                     uint32_t *fd_count);
+UBIBLK_API int ubiblk_socket_send(int fd, const void *buf, uint32_t size, const int32_t *fds,
+                                  uint32_t fd_count);
+
+/* system.c */
+
+UBIBLK_API int ubiblk_eventfd(void);
+UBIBLK_API int ubiblk_eventfd_signal(int fd);
+UBIBLK_API int ubiblk_eventfd_drain(int fd);
+UBIBLK_API int ubiblk_is_eventfd(int fd);
+UBIBLK_API int ubiblk_poll(int32_t *fds, uint32_t count, int timeout_ms);
+UBIBLK_API int ubiblk_close(int fd);
+UBIBLK_API int ubiblk_pin_thread(uint32_t cpu);
+UBIBLK_API int ubiblk_name_thread(const char *name);
+
+#endif

@@ -1,0 +1,164 @@
+/*
+ * Unix sockets that carry descriptors. Descriptors received are close-on-exec and the caller's to
+ * close; sockets made here are non-blocking.
+ */
+#include "ubiblk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static int unix_socket(const char *path, struct sockaddr_un *address)
+{
+    size_t length = strlen(path);
+    memset(address, 0, sizeof(*address));
+    address->sun_family = AF_UNIX;
+    if (length == 0)
+        return -ENOENT;
+    if (length >= sizeof(address->sun_path))
+        return -ENAMETOOLONG;
+    memcpy(address->sun_path, path, length);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    return fd < 0 ? -errno : fd;
+}
+
+/*
+ * Listens on path with exactly the given mode. A socket that nobody listens on any more is replaced;
+ * -EADDRINUSE where somebody does, -ENOTSOCK where the path is something else. identity receives
+ * what ubiblk_socket_remove needs.
+ */
+int ubiblk_socket_listen(const char *path, uint32_t mode, uint64_t *identity)
+{
+    struct sockaddr_un address;
+    struct stat st;
+    if (lstat(path, &st) == 0) {
+        if (!S_ISSOCK(st.st_mode))
+            return -ENOTSOCK;
+        int probe = ubiblk_socket_connect(path);
+        if (probe >= 0)
+            close(probe);
+        if (probe >= 0 || probe == -EAGAIN || probe == -EACCES)
+            return -EADDRINUSE;
+        if (unlink(path) < 0 && errno != ENOENT)
+            return -errno;
+    }
+    int fd = unix_socket(path, &address);
+    if (fd < 0)
+        return fd;
+    /* bind gives the node the socket's own mode less the umask: it is never wider than asked. */
+    if (fchmod(fd, mode) < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+        goto fail;
+    if (lstat(path, &st) < 0 || chmod(path, mode) < 0 || listen(fd, 8) < 0) {
+        unlink(path);
+        goto fail;
+    }
+    identity[0] = (uint64_t)st.st_dev;
+    identity[1] = (uint64_t)st.st_ino;
+    return fd;
+fail:;
+    int err = -errno;
+    close(fd);
+    return err;
+}
+
+/* Removes the socket's node if it is still the one that was made. */
+int ubiblk_socket_remove(const char *path, const uint64_t *identity)
+{
+    struct stat st;
+    if (lstat(path, &st) < 0)
+        return -errno;
+    if ((uint64_t)st.st_dev != identity[0] || (uint64_t)st.st_ino != identity[1])
+        return -ESTALE;
+    return unlink(path) < 0 ? -errno : 0;
+}
+
+int ubiblk_socket_connect(const char *path)
+{
+    struct sockaddr_un address;
+    int fd = unix_socket(path, &address);
+    if (fd < 0)
+        return fd;
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        int err = -errno;
+        close(fd);
+        return err;
+    }
+    return fd;
+}
+
+int ubiblk_socket_accept(int fd)
+{
+    int connection = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    return connection < 0 ? -errno : connection;
+}
+
+/*
+ * Receives up to size bytes and the descriptors that come with them (fds has room for
+ * UBIBLK_MAX_FDS). Returns the bytes, 0 at the end of the stream, -EAGAIN where none are there.
+ */
+int ubiblk_socket_receive(int fd, void *buf, uint32_t size, int32_t *fds, uint32_t *fd_count)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int) * UBIBLK_MAX_FDS)];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {.iov_base = buf, .iov_len = size};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = control.bytes,
+                             .msg_controllen = sizeof(control.bytes)};
+    ssize_t got;
+    *fd_count = 0;
+    do
+        got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return -errno;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        uint32_t count = (uint32_t)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (uint32_t i = 0; i < count; i++) {
+            int received;
+            memcpy(&received, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+            if (*fd_count < UBIBLK_MAX_FDS)
+                fds[(*fd_count)++] = received;
+            else
+                close(received);
+        }
+    }
+    return (int)got;
+}
+
+/* Sends size bytes, the descriptors with the first of them. Returns the bytes sent. */
+int ubiblk_socket_send(int fd, const void *buf, uint32_t size, const int32_t *fds,
+                       uint32_t fd_count)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int) * UBIBLK_MAX_FDS)];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (fd_count > UBIBLK_MAX_FDS)
+        return -EINVAL;
+    if (fd_count > 0) {
+        memset(&control, 0, sizeof(control));
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * fd_count);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
+        memcpy(CMSG_DATA(c), fds, sizeof(int) * fd_count);
+    }
+    ssize_t sent;
+    do
+        sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : (int)sent;
+}

@@ -1,0 +1,37 @@
+/** Names for the negative errno values that the shim returns. */
+import { constants } from 'node:os';
+
+const NAMES = new Map(Object.entries(constants.errno).map(([name, code]) => [code, name]));
+
+export const EPERM = constants.errno.EPERM;
+export const ENOENT = constants.errno.ENOENT;
+export const EINTR = constants.errno.EINTR;
+export const EIO = constants.errno.EIO;
+export const EBADF = constants.errno.EBADF;
+export const EAGAIN = constants.errno.EAGAIN;
+export const ENOMEM = constants.errno.ENOMEM;
+export const EACCES = constants.errno.EACCES;
+export const EBUSY = constants.errno.EBUSY;
+export const EINVAL = constants.errno.EINVAL;
+export const ENOSPC = constants.errno.ENOSPC;
+export const EROFS = constants.errno.EROFS;
+export const EISDIR = constants.errno.EISDIR;
+export const ENOTBLK = 15;
+export const ENAMETOOLONG = constants.errno.ENAMETOOLONG;
+export const ENOSYS = constants.errno.ENOSYS;
+export const ERANGE = constants.errno.ERANGE;
+export const EOPNOTSUPP = constants.errno.EOPNOTSUPP;
+export const EADDRINUSE = constants.errno.EADDRINUSE;
+export const ENOTSOCK = constants.errno.ENOTSOCK;
+export const ECANCELED = constants.errno.ECANCELED;
+export const ETIME = constants.errno.ETIME;
+
+/** `errnoName(-28)` and `errnoName(28)` are `ENOSPC`. */
+export function errnoName(code: number): string {
+  return NAMES.get(Math.abs(code)) ?? `errno ${Math.abs(code)}`;
+}
+
+/** An internal error for a system call that returned `-errno`. */
+export function failed(call: string, result: number): Error {
+  return new Error(`${call} failed with ${errnoName(result)}`);
+}

@@ -1,0 +1,121 @@
+/**
+ * Opens the shim, libubiblk.so. It is embedded in the executable; its bytes go into a memory file and
+ * are opened from there, so that nothing is left on disk and a /tmp mounted noexec is no obstacle.
+ *
+ * The main thread calls `openLibrary`; each Worker calls `attachLibrary` with the descriptor it was
+ * told. `shim` is then the table of functions, the only one in the project.
+ */
+import { dlopen, FFIType } from 'bun:ffi';
+import { readFileSync, writeSync } from 'node:fs';
+import embedded from '../build/libubiblk.so' with { type: 'file' };
+import { UserError } from '../src/errors.ts';
+
+const SYMBOLS = {
+  ubiblk_ring_create: { args: ['u32', 'u32', 'u32', 'ptr'], returns: 'i32' },
+  ubiblk_ring_destroy: { args: ['u64'], returns: 'i32' },
+  ubiblk_ring_enter: { args: ['u64', 'u32', 'u32', 'i32'], returns: 'i32' },
+  ubiblk_ring_register_files: { args: ['u64', 'ptr', 'u32'], returns: 'i32' },
+  ubiblk_ring_register_buffers: { args: ['u64', 'ptr', 'u32'], returns: 'i32' },
+  ubiblk_ring_unregister_buffers: { args: ['u64'], returns: 'i32' },
+  ubiblk_ring_spin: { args: ['u64', 'u64', 'u32', 'u32'], returns: 'i32' },
+  ubiblk_spin_avail: { args: ['u64', 'u32', 'u32'], returns: 'i32' },
+  ubiblk_liburing_version: { args: ['ptr', 'u32'], returns: 'i32' },
+  ubiblk_cipher_library: { args: ['ptr', 'u32'], returns: 'i32' },
+  ubiblk_file_facts: { args: ['i32', 'ptr'], returns: 'i32' },
+  ubiblk_file_probe_zeroing: { args: ['i32', 'ptr'], returns: 'i32' },
+  ubiblk_file_lock: { args: ['i32', 'u64', 'u64', 'i32'], returns: 'i32' },
+  ubiblk_preadv: { args: ['i32', 'u64', 'i32', 'u64'], returns: FFIType.i64_fast },
+  ubiblk_pwritev: { args: ['i32', 'u64', 'i32', 'u64', 'i32'], returns: FFIType.i64_fast },
+  ubiblk_pread: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
+  ubiblk_pwrite: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
+  ubiblk_fallocate: { args: ['i32', 'i32', 'u64', 'u64'], returns: 'i32' },
+  ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },
+  ubiblk_memory_map: { args: ['u64'], returns: FFIType.i64_fast },
+  ubiblk_memory_unmap: { args: ['u64', 'u64'], returns: 'i32' },
+  ubiblk_memory_map_shared: { args: ['i32', 'u64', 'u64', 'ptr'], returns: FFIType.i64_fast },
+  ubiblk_memory_unmap_shared: { args: ['u64', 'u64'], returns: 'i32' },
+  ubiblk_memory_lost_counter: { args: [], returns: FFIType.u64_fast },
+  ubiblk_memory_memfd: { args: ['cstring', 'u64'], returns: 'i32' },
+  ubiblk_memory_copy: { args: ['u64', 'u64', 'u64'], returns: 'i32' },
+  ubiblk_memory_fill: { args: ['u64', 'i32', 'u64'], returns: 'i32' },
+  ubiblk_memory_gather: { args: ['u64', 'u64', 'u32', 'u64', 'u64'], returns: 'i32' },
+  ubiblk_memory_scatter: { args: ['u64', 'u32', 'u64', 'u64', 'u64'], returns: 'i32' },
+  ubiblk_socket_listen: { args: ['cstring', 'u32', 'ptr'], returns: 'i32' },
+  ubiblk_socket_remove: { args: ['cstring', 'ptr'], returns: 'i32' },
+  ubiblk_socket_connect: { args: ['cstring'], returns: 'i32' },
+  ubiblk_socket_accept: { args: ['i32'], returns: 'i32' },
+  ubiblk_socket_receive: { args: ['i32', 'ptr', 'u32', 'ptr', 'ptr'], returns: 'i32' },
+  ubiblk_socket_send: { args: ['i32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
+  ubiblk_eventfd: { args: [], returns: 'i32' },
+  ubiblk_eventfd_signal: { args: ['i32'], returns: 'i32' },
+  ubiblk_eventfd_drain: { args: ['i32'], returns: 'i32' },
+  ubiblk_is_eventfd: { args: ['i32'], returns: 'i32' },
+  ubiblk_poll: { args: ['ptr', 'u32', 'i32'], returns: 'i32' },
+  ubiblk_close: { args: ['i32'], returns: 'i32' },
+  ubiblk_pin_thread: { args: ['u32'], returns: 'i32' },
+  ubiblk_name_thread: { args: ['cstring'], returns: 'i32' },
+} as const;
+
+type Shim = ReturnType<typeof dlopen<typeof SYMBOLS>>['symbols'];
+
+/** The shim's functions; set by `openLibrary` or `attachLibrary`, before which none may be called. */
+export let shim: Shim;
+
+const MFD_CLOEXEC = 1;
+let libraryFd = -1;
+
+/**
+ * Opens the embedded shim in the main thread, once.
+ * @returns the descriptor of the memory file, for `attachLibrary` in each Worker
+ * @throws UserError where the kernel forbids memory files or executing them
+ */
+export function openLibrary(): number {
+  if (libraryFd >= 0) return libraryFd;
+  const libc = dlopen('libc.so.6', {
+    memfd_create: { args: ['cstring', 'u32'], returns: 'i32' },
+  });
+  const fd = libc.symbols.memfd_create(Buffer.from('libubiblk.so\0'), MFD_CLOEXEC);
+  if (fd < 0) {
+    throw new UserError(
+      'this system does not let ubiblk make a memory file (memfd_create) for its native library; ' +
+        'allow the system call in the seccomp profile',
+    );
+  }
+  writeSync(fd, readFileSync(embedded));
+  attachLibrary(fd);
+  libraryFd = fd;
+  return fd;
+}
+
+/**
+ * Opens the shim from the descriptor that `openLibrary` returned in the main thread.
+ * @throws UserError where executing memory files is forbidden
+ */
+export function attachLibrary(fd: number): void {
+  try {
+    shim = dlopen(`/proc/self/fd/${fd}`, SYMBOLS).symbols;
+  } catch (error) {
+    throw new UserError(
+      'this system does not let ubiblk load its native library from a memory file; set ' +
+        `vm.memfd_noexec to 0 or 1 (${(error as Error).message.split('\n')[0]})`,
+    );
+  }
+}
+
+function textOf(write: (buf: Uint8Array, size: number) => number): string {
+  const buf = Buffer.alloc(128);
+  write(buf, buf.length);
+  return buf.toString('utf8', 0, buf.indexOf(0));
+}
+
+/** Name and version of the cipher library linked into the shim. */
+export function cipherLibrary(): string {
+  openLibrary();
+  return textOf((buf, size) => shim.ubiblk_cipher_library(buf, size));
+}
+
+/** Version of the liburing linked into the shim. */
+export function liburingVersion(): string {
+  openLibrary();
+  return textOf((buf, size) => shim.ubiblk_liburing_version(buf, size));
+}

@@ -1,0 +1,240 @@
+/**
+ * A disk as the main thread opens it: one open file description for the life of the process, locked,
+ * and the facts that every queue needs to build its stack on it.
+ *
+ * The lock belongs to the description. Rings hold the description while I/O is in flight, so a disk
+ * whose server was killed is free only when the last write of that server has ended.
+ */
+import { closeSync, constants, fsyncSync, openSync, statSync } from 'node:fs';
+import { EAGAIN, EISDIR, ENOTBLK, errnoName, failed } from '../../ffi/errno.ts';
+import { openLibrary, shim } from '../../ffi/library.ts';
+import { UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+
+export type IoEngine = 'io_uring' | 'sync';
+
+export interface DiskOptions {
+  path: string;
+  ioEngine: IoEngine;
+  /** O_DIRECT, where the file system has it. */
+  directIo: boolean;
+  /** O_DSYNC: every write is durable before it completes. */
+  writeThrough: boolean;
+}
+
+/** What a queue thread needs to know of a disk; plain data. */
+export interface DiskFacts {
+  /** -1: the null disk. */
+  fd: number;
+  /** The same file without O_DIRECT, for places that aren't aligned for it; -1 where none can be. */
+  bufferedFd: number;
+  sizeBytes: number;
+  readOnly: boolean;
+  writeThrough: boolean;
+  direct: boolean;
+  isBlockDevice: boolean;
+  /** Bytes; powers of two. */
+  logicalBlock: number;
+  physicalBlock: number;
+  /** Bytes, 0 where unknown. */
+  optimalIo: number;
+  /** What direct I/O asks of addresses in memory, and of offsets and lengths; 1 without it. */
+  directMemoryAlign: number;
+  directOffsetAlign: number;
+  canPunch: boolean;
+  canZeroRange: boolean;
+}
+
+/** How long a disk's lock is waited for: a killed server's last writes may still be in flight. */
+const LOCK_WAIT_MS = 10_000;
+const LOCK_RETRY_MS = 50;
+/** The description with O_DIRECT locks the first range, the one without it the second. */
+const LOCK_SPLIT = 2 ** 62;
+
+/** struct ubiblk_file_facts of c/ubiblk.h, in 32-bit words. */
+const FACTS_WORDS = 12;
+
+export class Disk {
+  constructor(
+    readonly path: string,
+    readonly facts: DiskFacts,
+  ) {}
+
+  /** Puts everything written on stable storage. Blocks. @throws UserError */
+  sync(): void {
+    if (this.facts.fd < 0 || this.facts.readOnly) return;
+    try {
+      fsyncSync(this.facts.fd);
+    } catch (error) {
+      throw new UserError(
+        `'${this.path}': fsync failed with ${codeOf(error)}; data written last may be lost`,
+      );
+    }
+  }
+
+  /** Closes the file, which gives the lock back. */
+  close(): void {
+    for (const fd of [this.facts.fd, this.facts.bufferedFd]) if (fd >= 0) closeSync(fd);
+  }
+}
+
+/** A disk of the given size that does nothing (see NullDevice). */
+export function openNullDisk(sizeBytes: number): Disk {
+  return new Disk('null', {
+    fd: -1,
+    bufferedFd: -1,
+    sizeBytes,
+    readOnly: false,
+    writeThrough: false,
+    direct: false,
+    isBlockDevice: false,
+    logicalBlock: 512,
+    physicalBlock: 512,
+    optimalIo: 0,
+    directMemoryAlign: 1,
+    directOffsetAlign: 1,
+    canPunch: true,
+    canZeroRange: true,
+  });
+}
+
+/**
+ * Opens and locks a disk's data file; waits up to 10 s for a server that is still dying.
+ * @throws UserError where the file is missing, of a wrong kind or size, or in use
+ */
+export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
+  openLibrary();
+  const { path } = options;
+  const { fd, direct, readOnly } = openFile(options, log);
+  let bufferedFd = -1;
+  try {
+    const words = factsOf(fd, path);
+    const sizeBytes = Number(new BigUint64Array(words.buffer, 0, 1)[0]);
+    checkSize(path, sizeBytes);
+    await lock(fd, path, 0, LOCK_SPLIT, readOnly, log);
+    const probe = shim.ubiblk_file_probe_zeroing;
+    if (!readOnly) probe(fd, words);
+    const at = (i: number) => words[i] as number;
+    const offsetAlign = direct ? at(8) : 1;
+    if (offsetAlign > 512) {
+      bufferedFd = reopenBuffered(fd, readOnly, options.writeThrough);
+      await lock(bufferedFd, path, LOCK_SPLIT, 1, readOnly, log);
+    }
+    return new Disk(path, {
+      fd,
+      bufferedFd,
+      sizeBytes,
+      readOnly: readOnly || at(3) === 1,
+      writeThrough: options.writeThrough,
+      direct,
+      isBlockDevice: at(2) === 1,
+      logicalBlock: at(4),
+      physicalBlock: at(5),
+      optimalIo: at(6),
+      directMemoryAlign: direct ? at(7) : 1,
+      directOffsetAlign: offsetAlign,
+      canPunch: at(9) === 1,
+      canZeroRange: at(10) === 1,
+    });
+  } catch (error) {
+    closeSync(fd);
+    if (bufferedFd >= 0) closeSync(bufferedFd);
+    throw error;
+  }
+}
+
+interface Opened {
+  fd: number;
+  direct: boolean;
+  readOnly: boolean;
+}
+
+function openFile(options: DiskOptions, log: Log): Opened {
+  const { path } = options;
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (!stat) throw new UserError(`'${path}' does not exist; create the disk's data file first`);
+  if (!stat.isFile() && !stat.isBlockDevice()) {
+    throw new UserError(`'${path}' is neither a regular file nor a block device`);
+  }
+  // root may write anything: a file without any write permission is meant to be read-only.
+  let readOnly = (stat.mode & 0o222) === 0;
+  // On a block device O_EXCL refuses one that is mounted or otherwise in use.
+  const exclusive = stat.isBlockDevice() ? constants.O_EXCL : 0;
+  const sync = options.writeThrough ? constants.O_DSYNC : 0;
+  let direct = options.directIo ? constants.O_DIRECT : 0;
+  for (;;) {
+    const access = readOnly ? constants.O_RDONLY : constants.O_RDWR | exclusive;
+    try {
+      const fd = openSync(path, access | sync | direct);
+      if (readOnly) log.info(`'${path}' is read-only, and so is the disk`);
+      return { fd, direct: direct !== 0, readOnly };
+    } catch (error) {
+      const code = codeOf(error);
+      if (code === 'EINVAL' && direct) {
+        log.warn(`'${path}': its file system refuses O_DIRECT; going through the page cache`);
+        direct = 0;
+      } else if (!readOnly && (code === 'EACCES' || code === 'EROFS' || code === 'EPERM')) {
+        readOnly = true;
+      } else if (code === 'EBUSY') {
+        throw new UserError(`'${path}' is mounted or in use by another program (EBUSY)`);
+      } else {
+        throw new UserError(`'${path}' can't be opened: ${code}`);
+      }
+    }
+  }
+}
+
+function factsOf(fd: number, path: string): Uint32Array {
+  const words = new Uint32Array(new ArrayBuffer(FACTS_WORDS * 4 + 4));
+  const result = shim.ubiblk_file_facts(fd, words);
+  if (result === -EISDIR || result === -ENOTBLK) {
+    throw new UserError(`'${path}' is neither a regular file nor a block device`);
+  }
+  if (result < 0) throw new UserError(`'${path}' can't be examined: ${errnoName(result)}`);
+  return words;
+}
+
+function checkSize(path: string, sizeBytes: number): void {
+  if (sizeBytes === 0) {
+    throw new UserError(`'${path}' is empty; give it the disk's size (truncate -s SIZE)`);
+  }
+  if (sizeBytes % 512 !== 0) {
+    throw new UserError(
+      `'${path}' has ${sizeBytes} bytes, which is not a multiple of 512; grow it to ` +
+        `${Math.ceil(sizeBytes / 512) * 512} bytes`,
+    );
+  }
+}
+
+function reopenBuffered(fd: number, readOnly: boolean, writeThrough: boolean): number {
+  const access = readOnly ? constants.O_RDONLY : constants.O_RDWR;
+  return openSync(`/proc/self/fd/${fd}`, access | (writeThrough ? constants.O_DSYNC : 0));
+}
+
+/** Locks a range of the file for this process alone, or together with other readers. */
+async function lock(
+  fd: number,
+  path: string,
+  start: number,
+  length: number,
+  shared: boolean,
+  log: Log,
+): Promise<void> {
+  const deadline = Date.now() + LOCK_WAIT_MS;
+  for (let told = false; ; told = true) {
+    const result = shim.ubiblk_file_lock(fd, start, length, shared ? 0 : 1);
+    if (result === 0) return;
+    if (result !== -EAGAIN) throw failed('fcntl(F_OFD_SETLK)', result);
+    if (Date.now() >= deadline) {
+      throw new UserError(
+        `'${path}' is in use by another process, which holds its lock; stop that one first`,
+      );
+    }
+    if (!told) log.info(`'${path}' is locked by another process; waiting for it to end`);
+    await Bun.sleep(LOCK_RETRY_MS);
+  }
+}
+
+function codeOf(error: unknown): string {
+  return (error as NodeJS.ErrnoException).code ?? String(error);
+}

@@ -1,0 +1,122 @@
+import type { IovecTable } from '../../ffi/ring.ts';
+
+/** A request to a block device, and who is told when it is done. */
+
+export const READ = 0;
+export const WRITE = 1;
+export const FLUSH = 2;
+export const DISCARD = 3;
+export const WRITE_ZEROES = 4;
+export type BlockOp =
+  | typeof READ
+  | typeof WRITE
+  | typeof FLUSH
+  | typeof DISCARD
+  | typeof WRITE_ZEROES;
+
+const OP_NAMES = ['read', 'write', 'flush', 'discard', 'write zeroes'];
+
+/** The word for an operation in messages. */
+export function opName(op: BlockOp): string {
+  return OP_NAMES[op] as string;
+}
+
+/** Is told once for every request submitted, possibly before `submit` returns. */
+export interface RequestOwner {
+  completed(request: BlockRequest): void;
+}
+
+/**
+ * A layer of the block-device stack. Requests in flight together have no order; a flush covers the
+ * writes whose completion was told before it was submitted.
+ */
+export interface BlockDevice {
+  submit(request: BlockRequest): void;
+}
+
+/**
+ * One request, made once and used again and again: nothing is allocated on the hot path. The
+ * submitter fills the fields and leaves them alone until `owner.completed`.
+ */
+export class BlockRequest {
+  op: BlockOp = READ;
+  /** Bytes into the disk, a multiple of 512. */
+  offset = 0;
+  /** Bytes, a multiple of 512. */
+  length = 0;
+  /** Parts of the data in memory. With one, `address` is where it is; with more, see `iovec`. */
+  segments = 0;
+  address = 0;
+  /** Place of the first part in `iovecs` where there are several. */
+  iovec = 0;
+  /** Low bits of all the parts' addresses, or-ed: how they are aligned. */
+  addressBits = 0;
+  /** Low bits of all the parts' lengths, or-ed. */
+  lengthBits = 0;
+  /** A write, discard or write-zeroes is on stable storage before it completes. */
+  durable = false;
+  /** A write-zeroes may give the space back. */
+  unmap = false;
+  /** 0 or -errno, once completed. */
+  result = 0;
+  /** Bytes done so far; for the layer that has the request. */
+  transferred = 0;
+  /** What the layer that has the request does with it at the moment. */
+  stage = 0;
+  attempts = 0;
+  /** The next in a waiting list of the layer that has the request. */
+  next: BlockRequest | null = null;
+
+  /**
+   * @param index of this request in its queue's RequestTable
+   * @param iovecs where the parts of its data stand when there are several
+   */
+  constructor(
+    readonly index: number,
+    readonly owner: RequestOwner,
+    readonly iovecs: IovecTable,
+  ) {}
+}
+
+/** All requests of one queue thread, by the index that completions carry. */
+export class RequestTable {
+  private readonly requests: BlockRequest[] = [];
+
+  /** The index that the next request added must have. */
+  get nextIndex(): number {
+    return this.requests.length;
+  }
+
+  add<Request extends BlockRequest>(request: Request): Request {
+    if (request.index !== this.requests.length) throw new Error('a request has a wrong index');
+    this.requests.push(request);
+    return request;
+  }
+
+  get(index: number): BlockRequest {
+    return this.requests[index] as BlockRequest;
+  }
+}
+
+/** A first-in first-out list of requests through their `next`. */
+export class RequestList {
+  private first: BlockRequest | null = null;
+  private last: BlockRequest | null = null;
+
+  push(request: BlockRequest): void {
+    request.next = null;
+    if (this.last) this.last.next = request;
+    else this.first = request;
+    this.last = request;
+  }
+
+  shift(): BlockRequest | null {
+    const request = this.first;
+    if (request) {
+      this.first = request.next;
+      if (!this.first) this.last = null;
+      request.next = null;
+    }
+    return request;
+  }
+}

@@ -1,0 +1,286 @@
+/**
+ * Serves one virtqueue: takes chains, passes requests down the device stack, answers them. Runs on
+ * the queue's own thread and is the whole of its loop; allocates only when a ring starts.
+ */
+import { shim } from '../../../ffi/library.ts';
+import { windowOver } from '../../../ffi/memory.ts';
+import type { DiskFacts } from '../../device/disk.ts';
+import type {
+  BlockDevice,
+  BlockRequest,
+  RequestOwner,
+  RequestTable,
+} from '../../device/request.ts';
+import type { Log } from '../../log.ts';
+import {
+  MALFORMED,
+  PARSED,
+  RequestPool,
+  RequestReader,
+  S_IOERR,
+  S_OK,
+  type VhostRequest,
+} from './block_request.ts';
+import { GuestMemory } from './guest_memory.ts';
+import { InflightRecord } from './inflight.ts';
+import { Command, type QueueLink, type RingStart, type SharedState } from './queue_link.ts';
+import { Virtqueue, VirtqueueError } from './virtqueue.ts';
+import type { Waiter } from './waiter.ts';
+
+/** Chains taken before completions are looked at: the guest works on answers while we go on. */
+const BATCH = 32;
+
+export interface QueueOptions {
+  deviceId: string;
+  /** How long to poll after the last activity before sleeping, in microseconds. */
+  pollTimeoutUs: number;
+}
+
+/** A ring that is being served. */
+interface RunningRing {
+  queue: Virtqueue;
+  reader: RequestReader;
+  inflight: InflightRecord | null;
+  errFd: number;
+}
+
+/** While I/O is in the kernel's hands, what is still worth spinning for, in microseconds. */
+const BUSY_SPIN_US = 0;
+/** Commands are looked for this often while spinning where nothing else would tell of them. */
+const SPIN_SLICE_US = 1000;
+
+export class VhostQueue implements RequestOwner {
+  private ring: RunningRing | null = null;
+  /** Set when the ring broke a rule: nothing more is taken from it. */
+  private broken = false;
+  private callFd = -1;
+  /** Requests taken and not yet answered. */
+  private open = 0;
+  /** Heads answered and not yet published. */
+  private answered = new Uint16Array(0);
+  private answeredCount = 0;
+  private readonly pool: RequestPool;
+  private readonly lostMemory: Uint32Array;
+  private lostBefore = 0;
+  private spunUs = 0;
+  /** A ring without a kick descriptor: its driver expects to be polled. */
+  private mustPoll = false;
+
+  /**
+   * @param device the top of the queue's own device stack
+   * @param waiter also completes the device's I/O
+   */
+  constructor(
+    private readonly device: BlockDevice,
+    private readonly facts: DiskFacts,
+    private readonly waiter: Waiter,
+    requests: RequestTable,
+    private readonly link: QueueLink,
+    private readonly shared: SharedState,
+    private readonly options: QueueOptions,
+    private readonly log: Log,
+  ) {
+    this.pool = new RequestPool(this, requests);
+    this.lostMemory = new Uint32Array(windowOver(shim.ubiblk_memory_lost_counter() as number, 4));
+  }
+
+  /** Serves rings as commands say, until EXIT. */
+  run(): void {
+    for (;;) {
+      const command = this.link.command;
+      if (command !== Command.NONE) {
+        this.link.answer(this.obey(command));
+        if (command === Command.EXIT) return;
+      }
+      const ring = this.ring;
+      if (!ring || this.broken) {
+        this.waiter.sleep();
+        continue;
+      }
+      try {
+        this.serve(ring.queue);
+      } catch (error) {
+        this.breakRing(ring, error as Error);
+      }
+    }
+  }
+
+  completed(request: BlockRequest): void {
+    const done = request as VhostRequest;
+    const ring = this.ring as RunningRing;
+    if (done.result === 0 && done.ranges > 0 && ring.reader.nextRange(done)) {
+      this.device.submit(done);
+      return;
+    }
+    this.answer(ring, done, done.result === 0 ? S_OK : S_IOERR);
+  }
+
+  /** One turn of the loop; sleeps where there is nothing to do. */
+  private serve(queue: Virtqueue): void {
+    if (Atomics.load(this.lostMemory, 0) !== this.lostBefore) {
+      throw new VirtqueueError('the frontend took away memory that it had given the guest');
+    }
+    const taken = this.take(queue);
+    this.waiter.progress();
+    if (this.answeredCount > 0) this.publish(queue);
+    else if (taken === 0) this.rest(queue);
+    else this.spunUs = 0;
+  }
+
+  private take(queue: Virtqueue): number {
+    let count = 0;
+    // A driver that makes heads available again before they are published gains nothing.
+    const room = Math.min(BATCH, queue.size - this.open - this.answeredCount);
+    while (count < room) {
+      const head = queue.pop();
+      if (head < 0) break;
+      if (count++ === 0) queue.stopNotifications();
+      this.start(head);
+    }
+    return count;
+  }
+
+  private start(head: number): void {
+    const ring = this.ring as RunningRing;
+    const request = this.pool.requests[head];
+    if (request.busy) throw new VirtqueueError(`descriptor ${head} is made available twice`);
+    request.busy = true;
+    this.open++;
+    if (ring.inflight) ring.inflight.started(head);
+    const parsed = ring.reader.read(head, request);
+    if (parsed === PARSED) {
+      request.durable = !this.shared.writeback;
+      this.device.submit(request);
+    } else if (parsed === MALFORMED) {
+      this.giveBack(ring, request, 0);
+    } else {
+      this.answer(ring, request, request.status);
+    }
+  }
+
+  private answer(ring: RunningRing, request: VhostRequest, status: number): void {
+    request.statusView.setUint8(request.statusOffset, status);
+    this.giveBack(ring, request, status === S_OK ? request.dataWritten + 1 : 1);
+  }
+
+  private giveBack(ring: RunningRing, request: VhostRequest, lengthBytes: number): void {
+    request.busy = false;
+    this.open--;
+    ring.queue.push(request.head, lengthBytes);
+    if (ring.inflight) {
+      ring.inflight.finishing(request.head);
+      this.answered[this.answeredCount] = request.head;
+    }
+    this.answeredCount++;
+  }
+
+  /** Shows the driver what was answered, and interrupts it where it wants that. */
+  private publish(queue: Virtqueue): void {
+    queue.publish();
+    const inflight = (this.ring as RunningRing).inflight;
+    if (inflight) inflight.finished(this.answered, this.answeredCount, queue.nextUsed);
+    this.answeredCount = 0;
+    this.spunUs = 0;
+    if (queue.needsInterrupt()) this.interrupt();
+  }
+
+  private interrupt(): void {
+    if (this.callFd >= 0) shim.ubiblk_eventfd_signal(this.callFd);
+  }
+
+  /** Nothing to do: spins for what may come soon, then sleeps with the driver's notifications on. */
+  private rest(queue: Virtqueue): void {
+    const limit = this.mustPoll
+      ? Number.POSITIVE_INFINITY
+      : this.open > 0
+        ? BUSY_SPIN_US
+        : this.options.pollTimeoutUs;
+    const slice = Math.min(limit - this.spunUs, SPIN_SLICE_US);
+    if (slice > 0) {
+      this.waiter.spin(queue.availIdxAddress, queue.nextAvailable, slice);
+      this.spunUs += slice;
+      return;
+    }
+    if (queue.startNotifications()) return;
+    if (this.link.command === Command.NONE) this.waiter.sleep();
+    this.spunUs = 0;
+  }
+
+  private obey(command: number): number {
+    switch (command) {
+      case Command.START:
+        return this.startRing(this.link.ring);
+      case Command.CALL:
+        this.callFd = this.link.callFd;
+        this.interrupt();
+        return 0;
+      default:
+        return this.stopRing();
+    }
+  }
+
+  private startRing(start: RingStart): number {
+    this.lostBefore = Atomics.load(this.lostMemory, 0);
+    this.broken = false;
+    this.callFd = start.callFd;
+    this.pool.reserve(start.size);
+    if (this.answered.length < start.size) this.answered = new Uint16Array(start.size);
+    const memory = new GuestMemory(this.shared.regions);
+    const queue = new Virtqueue(start);
+    const { deviceId } = this.options;
+    const reader = new RequestReader(memory, queue, this.facts, deviceId);
+    const inflight = start.inflight > 0 ? new InflightRecord(start.inflight, start.size) : null;
+    const ring = { queue, reader, inflight, errFd: start.errFd };
+    this.ring = ring;
+    this.mustPoll = start.kickFd < 0;
+    if (!this.mustPoll) this.waiter.watch(start.kickFd);
+    try {
+      if (inflight) this.resume(queue, inflight);
+      // What the driver was not told of before the ring was handed over, it learns now.
+      this.interrupt();
+    } catch (error) {
+      this.breakRing(ring, error as Error);
+      return -1;
+    }
+    return 0;
+  }
+
+  /** Starts again what the record says was taken and not answered. */
+  private resume(queue: Virtqueue, inflight: InflightRecord): void {
+    const heads = inflight.recover(queue.nextUsed);
+    if (!heads) return;
+    queue.skipTo(queue.nextUsed + heads.length);
+    if (heads.length > 0)
+      this.log.info('answering requests left in flight', { count: heads.length });
+    for (const head of heads) this.start(head);
+    if (this.answeredCount > 0) this.publish(queue);
+  }
+
+  /** Finishes what is in flight; returns the next available index. */
+  private stopRing(): number {
+    const ring = this.ring;
+    if (!ring) return 0;
+    this.waiter.progress();
+    if (this.answeredCount > 0) this.publish(ring.queue);
+    while (this.open > 0) {
+      this.waiter.sleep();
+      if (this.answeredCount > 0) this.publish(ring.queue);
+    }
+    this.waiter.unwatch();
+    ring.reader.close();
+    this.ring = null;
+    this.callFd = -1;
+    return ring.queue.nextAvailable;
+  }
+
+  private breakRing(ring: RunningRing, error: Error): void {
+    this.broken = true;
+    if (error instanceof VirtqueueError) {
+      this.log.error(`the queue is stopped: ${error.message}`);
+    } else {
+      this.log.error(`the queue is stopped by an internal error: ${error.message}`);
+      this.log.debug(error.stack ?? '');
+    }
+    if (ring.errFd >= 0) shim.ubiblk_eventfd_signal(ring.errFd);
+  }
+}

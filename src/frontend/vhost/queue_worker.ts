@@ -1,0 +1,104 @@
+/** The thread of one virtqueue: builds the device stack on the disk and serves until told to end. */
+import { failed } from '../../../ffi/errno.ts';
+import { attachLibrary, shim } from '../../../ffi/library.ts';
+import { Ring, RingForbidden, type RingSetup } from '../../../ffi/ring.ts';
+import { BounceLayer } from '../../device/bounce.ts';
+import type { DiskFacts } from '../../device/disk.ts';
+import { failureLog } from '../../device/failure_log.ts';
+import { FileDevice, type FileEngine } from '../../device/file_device.ts';
+import { NullDevice } from '../../device/null_device.ts';
+import { type BlockDevice, RequestTable } from '../../device/request.ts';
+import { SyncEngine } from '../../device/sync_engine.ts';
+import { Log } from '../../log.ts';
+import { VhostQueue } from './queue.ts';
+import { QueueLink, SharedState } from './queue_link.ts';
+import type { QueueStart, WorkerAnswer } from './server.ts';
+import { PollWaiter, RingWaiter, type Waiter } from './waiter.ts';
+
+declare const self: Worker;
+
+const MIN_RING_ENTRIES = 128;
+const MAX_RING_ENTRIES = 4096;
+
+self.onmessage = (event: MessageEvent<QueueStart>) => {
+  let queue: VhostQueue;
+  try {
+    queue = build(event.data);
+  } catch (error) {
+    answer({ kind: 'refused', ...refusal(error as Error) });
+    return;
+  }
+  answer({ kind: 'ready' });
+  queue.run();
+};
+
+function answer(message: WorkerAnswer): void {
+  self.postMessage(message);
+}
+
+function refusal(error: Error): { message: string; user: boolean } {
+  if (!(error instanceof RingForbidden)) return { message: error.message, user: false };
+  return {
+    message:
+      `io_uring can't be used here (${error.message}); allow it (sysctl kernel.io_uring_disabled, ` +
+      "the container's seccomp profile) or set 'io_engine: sync' in the configuration",
+    user: true,
+  };
+}
+
+function build(start: QueueStart): VhostQueue {
+  attachLibrary(start.libraryFd);
+  const { facts, options, queue, wakeFd } = start;
+  const log = new Log(start.log, `queue ${queue}`);
+  shim.ubiblk_name_thread(Buffer.from(`queue ${queue}\0`));
+  pin(options.cpus?.[queue], log);
+  const requests = new RequestTable();
+  const fds = [facts.fd, facts.bufferedFd];
+  let waiter: Waiter;
+  let engine: FileEngine;
+  if (options.ioEngine === 'sync') {
+    waiter = new PollWaiter(wakeFd);
+    engine = new SyncEngine(fds);
+  } else {
+    const entries = clamp(options.queueSize, MIN_RING_ENTRIES, MAX_RING_ENTRIES);
+    const setup = process.env.UBIBLK_IO_URING_SETUP as RingSetup | undefined;
+    const ring = new Ring(entries, 4 * entries, setup);
+    if (facts.fd >= 0) ring.registerFiles(fds);
+    log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
+    waiter = new RingWaiter(ring, wakeFd);
+    engine = ring;
+  }
+  const device = stack(facts, engine, requests, log);
+  return new VhostQueue(
+    device,
+    facts,
+    waiter,
+    requests,
+    new QueueLink(start.shared, queue),
+    new SharedState(start.shared),
+    { deviceId: options.deviceId, pollTimeoutUs: options.pollQueueTimeoutUs },
+    log,
+  );
+}
+
+function stack(
+  facts: DiskFacts,
+  engine: FileEngine,
+  requests: RequestTable,
+  log: Log,
+): BlockDevice {
+  if (facts.fd < 0) return new NullDevice();
+  const file = new FileDevice(engine, facts, requests, failureLog(log));
+  return facts.direct ? new BounceLayer(file, facts, requests) : file;
+}
+
+function pin(cpu: number | undefined, log: Log): void {
+  if (cpu === undefined) return;
+  const result = shim.ubiblk_pin_thread(cpu);
+  if (result < 0)
+    log.warn(`not pinned: ${failed(`CPU ${cpu}: sched_setaffinity`, result).message}`);
+}
+
+function clamp(value: number, low: number, high: number): number {
+  return Math.min(Math.max(value, low), high);
+}

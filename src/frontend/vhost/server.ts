@@ -1,0 +1,195 @@
+/**
+ * A vhost-user-blk server as the main thread sees it: one control thread, one thread for each
+ * queue, made once for the life of the process.
+ */
+import { closeSync } from 'node:fs';
+import {
+  EACCES,
+  EADDRINUSE,
+  ENAMETOOLONG,
+  ENOENT,
+  ENOTSOCK,
+  errnoName,
+} from '../../../ffi/errno.ts';
+import { openLibrary, shim } from '../../../ffi/library.ts';
+import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
+import { UserError } from '../../errors.ts';
+import type { Log, LogSettings } from '../../log.ts';
+import { workerUrl } from '../../worker_url.ts';
+import { linkBytes, SharedState } from './queue_link.ts';
+
+export interface VhostOptions {
+  socketPath: string;
+  /** GET_ID's answer, at most 20 bytes of UTF-8. */
+  deviceId: string;
+  numQueues: number;
+  /** Rings up to this size are served, and those up to 1024 in any case. */
+  queueSize: number;
+  /** Bytes. */
+  segSizeMax: number;
+  segCountMax: number;
+  pollQueueTimeoutUs: number;
+  /** One for each queue. */
+  cpus?: number[];
+  ioEngine: IoEngine;
+}
+
+/** What every Worker of a server is told at its start. */
+export interface WorkerStart {
+  libraryFd: number;
+  shared: SharedArrayBuffer;
+  facts: DiskFacts;
+  options: VhostOptions;
+  log: LogSettings;
+}
+
+export interface QueueStart extends WorkerStart {
+  queue: number;
+  wakeFd: number;
+}
+
+export interface ControlStart extends WorkerStart {
+  wakeFds: number[];
+  listenFd: number;
+  stopFd: number;
+}
+
+/** What a Worker answers: that it is ready, that it has ended, or why it can't start. */
+export type WorkerAnswer =
+  | { kind: 'ready' }
+  | { kind: 'ended' }
+  | { kind: 'refused'; message: string; user: boolean };
+
+const SOCKET_MODE = 0o660;
+
+export class VhostServer {
+  /** Resolves where a thread has died of an internal error; never rejects. */
+  readonly failed: Promise<Error>;
+
+  constructor(
+    private readonly options: VhostOptions,
+    private readonly identity: BigUint64Array,
+    private readonly listenFd: number,
+    private readonly stopFd: number,
+    private readonly control: Thread,
+    threads: readonly Thread[],
+  ) {
+    this.failed = Promise.race(threads.map((thread) => thread.failed));
+  }
+
+  /**
+   * Takes nothing more, finishes what is in flight, tells the guest, and removes the socket. Resolves
+   * when no thread touches the disk any more.
+   */
+  async stop(): Promise<void> {
+    shim.ubiblk_eventfd_signal(this.stopFd);
+    await Promise.race([this.control.ended, this.failed]);
+    closeSync(this.listenFd);
+    shim.ubiblk_socket_remove(cString(this.options.socketPath), this.identity);
+  }
+}
+
+/**
+ * Starts the threads and listens; resolves when a frontend can connect.
+ * @throws UserError where the socket or the kernel doesn't allow it
+ */
+export async function startVhostServer(
+  disk: Disk,
+  options: VhostOptions,
+  log: Log,
+): Promise<VhostServer> {
+  const libraryFd = openLibrary();
+  const shared = new SharedArrayBuffer(linkBytes(options.numQueues));
+  new SharedState(shared).writeback = !disk.facts.writeThrough;
+  const start = { libraryFd, shared, facts: disk.facts, options, log: log.settings };
+  const identity = new BigUint64Array(2);
+  const listenFd = listen(options.socketPath, identity);
+  try {
+    const threads: Thread[] = [];
+    const wakeFds: number[] = [];
+    for (let queue = 0; queue < options.numQueues; queue++) {
+      const wakeFd = eventFd();
+      wakeFds.push(wakeFd);
+      const thread = new Thread(new Worker(queueWorker));
+      await thread.start({ ...start, queue, wakeFd } satisfies QueueStart);
+      threads.push(thread);
+    }
+    const stopFd = eventFd();
+    const control = new Thread(new Worker(controlWorker));
+    await control.start({ ...start, wakeFds, listenFd, stopFd } satisfies ControlStart);
+    threads.push(control);
+    log.info(`listening on '${options.socketPath}'`);
+    return new VhostServer(options, identity, listenFd, stopFd, control, threads);
+  } catch (error) {
+    closeSync(listenFd);
+    shim.ubiblk_socket_remove(cString(options.socketPath), identity);
+    throw error;
+  }
+}
+
+const queueWorker = workerUrl('frontend/vhost/queue_worker.ts');
+const controlWorker = workerUrl('frontend/vhost/control_worker.ts');
+
+/** A Worker that blocks for ever once it is started: never terminated, it ends with the process. */
+class Thread {
+  readonly ended: Promise<void>;
+  readonly failed: Promise<Error>;
+  private readonly ready = Promise.withResolvers<void>();
+
+  constructor(private readonly worker: Worker) {
+    const ended = Promise.withResolvers<void>();
+    const failed = Promise.withResolvers<Error>();
+    this.ended = ended.promise;
+    this.failed = failed.promise;
+    worker.onmessage = (event: MessageEvent<WorkerAnswer>) => {
+      const answer = event.data;
+      if (answer.kind === 'ready') this.ready.resolve();
+      else if (answer.kind === 'ended') ended.resolve();
+      else {
+        const { message, user } = answer;
+        this.ready.reject(user ? new UserError(message) : new Error(message));
+      }
+    };
+    worker.onerror = (event) => {
+      const error = new Error(`a thread ended: ${event.message}`);
+      this.ready.reject(error);
+      failed.resolve(error);
+    };
+  }
+
+  async start(message: QueueStart | ControlStart): Promise<void> {
+    this.worker.postMessage(message);
+    await this.ready.promise;
+  }
+}
+
+function listen(path: string, identity: BigUint64Array): number {
+  const fd = shim.ubiblk_socket_listen(cString(path), SOCKET_MODE, identity);
+  if (fd >= 0) return fd;
+  switch (fd) {
+    case -EADDRINUSE:
+      throw new UserError(
+        `another process listens on the socket '${path}'; stop it or choose another path`,
+      );
+    case -ENOTSOCK:
+      throw new UserError(`'${path}' exists and is not a socket; remove it or choose another path`);
+    case -ENOENT:
+      throw new UserError(`the directory of the socket '${path}' does not exist; create it`);
+    case -EACCES:
+      throw new UserError(`the socket '${path}' can't be made there: EACCES`);
+    case -ENAMETOOLONG:
+      throw new UserError(`the socket path '${path}' is longer than the 107 bytes Linux allows`);
+    default:
+      throw new UserError(`the socket '${path}' can't be made: ${errnoName(fd)}`);
+  }
+}
+
+function eventFd(): number {
+  const fd = shim.ubiblk_eventfd();
+  if (fd < 0) throw new UserError(`no event descriptor: ${errnoName(fd)}; raise 'ulimit -n'`);
+  return fd;
+}
+
+function cString(text: string): Buffer {
+  return Buffer.from(`${text}\0`);
+}

@@ -1,0 +1,115 @@
+/**
+ * How a queue thread finds out that there is something to do: by its ring, which also carries its
+ * I/O, or by poll(2) where io_uring is forbidden. Both watch the queue's own eventfd for commands
+ * and, while a virtqueue runs, its kick descriptor.
+ */
+import { shim } from '../../../ffi/library.ts';
+import type { Ring, RingHandler } from '../../../ffi/ring.ts';
+
+export interface Waiter {
+  /** Watches a kick descriptor from now on. */
+  watch(kickFd: number): void;
+  /** Ends the watch; the descriptor may be closed afterwards. */
+  unwatch(): void;
+  /** Hands prepared I/O to the kernel and completes what is done; returns how much was. */
+  progress(): number;
+  /** The same, but sleeps until something is there: completion, kick or command. */
+  sleep(): void;
+  /** Spins for a while until a chain or a completion is there; see Ring.spin. */
+  spin(availIdxAddress: number, seen: number, timeoutUs: number): number;
+}
+
+const WAKE = 0xffff;
+
+/** Waits in an io_uring. */
+export class RingWaiter implements Waiter, RingHandler {
+  private readonly handler: number;
+  /** Each watch has its own number, so that a late event of the one before is told apart. */
+  private watchNumber = 0;
+  private watching = -1;
+  private armed = false;
+
+  constructor(
+    private readonly ring: Ring,
+    private readonly wakeFd: number,
+  ) {
+    this.handler = ring.addHandler(this);
+    ring.pollIn(wakeFd, this.handler, WAKE);
+  }
+
+  watch(kickFd: number): void {
+    this.watchNumber = (this.watchNumber + 1) % WAKE;
+    this.watching = kickFd;
+    this.arm();
+  }
+
+  unwatch(): void {
+    if (this.watching < 0) return;
+    this.watching = -1;
+    if (this.armed) this.ring.pollRemove(this.handler, this.watchNumber, WAKE + 1);
+    while (this.armed) {
+      this.ring.enter(1, -1);
+      this.ring.reap();
+    }
+  }
+
+  progress(): number {
+    if (this.ring.prepared > 0 || this.ring.hasDeferredWork) this.ring.enter(0, 0);
+    return this.ring.reap();
+  }
+
+  sleep(): void {
+    this.ring.enter(1, -1);
+    this.ring.reap();
+  }
+
+  spin(availIdxAddress: number, seen: number, timeoutUs: number): number {
+    return this.ring.spin(availIdxAddress, seen, timeoutUs);
+  }
+
+  ringCompleted(index: number, result: number, more: boolean): void {
+    if (index === WAKE) {
+      shim.ubiblk_eventfd_drain(this.wakeFd);
+      if (!more) this.ring.pollIn(this.wakeFd, this.handler, WAKE);
+    } else if (index === this.watchNumber) {
+      this.armed = more;
+      if (!more && this.watching >= 0 && result >= 0) this.arm();
+    }
+  }
+
+  private arm(): void {
+    this.armed = true;
+    this.ring.pollIn(this.watching, this.handler, this.watchNumber);
+  }
+}
+
+/** Waits in poll(2). */
+export class PollWaiter implements Waiter {
+  private readonly fds: Int32Array;
+
+  constructor(wakeFd: number) {
+    this.fds = Int32Array.of(wakeFd, -1);
+  }
+
+  watch(kickFd: number): void {
+    this.fds[1] = kickFd;
+  }
+
+  unwatch(): void {
+    this.fds[1] = -1;
+  }
+
+  progress(): number {
+    return 0;
+  }
+
+  sleep(): void {
+    const ready = shim.ubiblk_poll(this.fds, 2, -1);
+    if (ready & 1) shim.ubiblk_eventfd_drain(this.fds[0]);
+    if (ready & 2) shim.ubiblk_eventfd_drain(this.fds[1]);
+  }
+
+  spin(availIdxAddress: number, seen: number, timeoutUs: number): number {
+    return shim.ubiblk_spin_avail(availIdxAddress, seen, timeoutUs);
+  }
+}
