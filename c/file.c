@@ -134,9 +134,9 @@ int ubiblk_file_probe_zeroing(int fd, struct ubiblk_file_facts *facts)
 }
 
 /*
- * Takes an open-file-description lock over [start, start + length): it belongs to the description, so
- * it lasts until the last I/O that an io_uring holds on it has ended, also after a SIGKILL. Returns
- * -EAGAIN where another holds it. See fcntl(2), "Open file description locks".
+ * Takes an open-file-description lock over [start, start + length): it belongs to the description,
+ * so it lasts until the last I/O that an io_uring holds on it has ended, also after a SIGKILL.
+ * Returns -EAGAIN where another holds it. See fcntl(2), "Open file description locks".
  */
 int ubiblk_file_lock(int fd, uint64_t start, uint64_t length, int exclusive)
 {

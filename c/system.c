@@ -43,8 +43,8 @@ int ubiblk_is_eventfd(int fd)
 enum { MAX_POLLED = 8 };
 
 /*
- * Waits until one of fds (-1: none) is readable or hung up, timeout_ms at most (negative: for ever).
- * Returns a bit for each that is, 0 on time-out or a signal.
+ * Waits until one of fds (-1: none) is readable or hung up, timeout_ms at most (negative: for
+ * ever). Returns a bit for each that is, 0 on time-out or a signal.
  */
 int ubiblk_poll(int32_t *fds, uint32_t count, int timeout_ms)
 {

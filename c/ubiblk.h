@@ -1,6 +1,6 @@
 /*
- * The shim: what TypeScript can't say. No policy lives here. Every function returns a value >= 0, or
- * -errno. Addresses travel as uint64_t, because JavaScript keeps them as numbers.
+ * The shim: what TypeScript can't say. No policy lives here. Every function returns a value >= 0,
+ * or -errno. Addresses travel as uint64_t, because JavaScript keeps them as numbers.
  */
 #ifndef UBIBLK_H
 #define UBIBLK_H

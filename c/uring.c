@@ -184,7 +184,8 @@ int ubiblk_spin_avail(uint64_t avail_idx, uint32_t seen, uint32_t timeout_us)
     }
 }
 
-/* Writes the version of the liburing linked in; it is told by the build, the library has no call. */
+/* Writes the version of the liburing linked in; it is told by the build, the library has no call.
+ */
 int ubiblk_liburing_version(char *buf, uint32_t size)
 {
 #ifdef UBIBLK_LIBURING_VERSION

@@ -27,9 +27,9 @@ static int unix_socket(const char *path, struct sockaddr_un *address)
 }
 
 /*
- * Listens on path with exactly the given mode. A socket that nobody listens on any more is replaced;
- * -EADDRINUSE where somebody does, -ENOTSOCK where the path is something else. identity receives
- * what ubiblk_socket_remove needs.
+ * Listens on path with exactly the given mode. A socket that nobody listens on any more is
+ * replaced; -EADDRINUSE where somebody does, -ENOTSOCK where the path is something else. identity
+ * receives what ubiblk_socket_remove needs.
  */
 int ubiblk_socket_listen(const char *path, uint32_t mode, uint64_t *identity)
 {
