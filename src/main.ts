@@ -10,6 +10,7 @@ const exitUsage = 2;
 
 /** How errors are logged: as the command line says, once it has been read. */
 let errorLog: LogSettings = { level: 'error', format: 'human' };
+let logName = 'ubiblk';
 /** What usage errors begin with. */
 let calledAs = 'ubiblk';
 
@@ -37,6 +38,7 @@ async function main(argv0: string, argv: readonly string[]): Promise<number> {
 }
 
 async function runCommand({ command, program }: Target, argv: readonly string[]): Promise<number> {
+  logName = command.name.replace(' ', '-');
   calledAs = program?.name ?? `ubiblk ${command.name}`;
   const args = parseArguments(command, argv);
   if (args.has('help')) {
@@ -51,7 +53,7 @@ async function runCommand({ command, program }: Target, argv: readonly string[])
   }
   errorLog = logSettings(args, process.env, command.defaultLogLevel);
   const module = await command.load();
-  return module.run(args, new Log(errorLog, command.name.replace(' ', '-')));
+  return module.run(args, new Log(errorLog, logName));
 }
 
 /** Tells the user of whatever ended the command. @returns the exit status */
@@ -60,7 +62,7 @@ function report(error: unknown): number {
     process.stderr.write(`${calledAs}: ${error.message}\nTry '${calledAs} --help'.\n`);
     return exitUsage;
   }
-  const log = new Log(errorLog, calledAs);
+  const log = new Log(errorLog, logName);
   if (error instanceof UserError) {
     for (const line of error.message.split('\n')) {
       log.error(line);

@@ -4,7 +4,7 @@ import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
 import { socketPathProblem } from '../config/socket_path.ts';
 import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
-import { startVhostServer, type VhostOptions, type VhostServer } from '../frontend/vhost/server.ts';
+import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts';
 import type { Log } from '../log.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
@@ -19,11 +19,10 @@ interface Settings {
 /** `ubiblk serve vhost`: serves one disk until SIGTERM or SIGINT (docs/serve-vhost.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
   const nullSizeBytes = readNullSize(args);
-  const { config, socket, wipeSecrets } = await readSettings(args, log);
-  let disk: Disk | undefined;
+  const settings = await readSettings(args, log);
+  const { config, socket } = settings;
+  const disk = await open(settings, nullSizeBytes, log);
   try {
-    checkSocketPath(socket);
-    disk = nullSizeBytes === undefined ? await openDisk(config, log) : openNullDisk(nullSizeBytes);
     await refuseBusySocket(socket);
     if (args.has('check')) {
       writeOutput(`OK: '${disk.path}' of ${disk.facts.sizeBytes} bytes, to serve at '${socket}'\n`);
@@ -36,8 +35,20 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     }
     return await serve(disk, vhostOptions(config, socket), log);
   } finally {
+    disk.close();
+  }
+}
+
+async function open(
+  { config, socket, wipeSecrets }: Settings,
+  nullSizeBytes: number | undefined,
+  log: Log,
+): Promise<Disk> {
+  try {
+    checkSocketPath(socket);
+    return nullSizeBytes === undefined ? await openDisk(config, log) : openNullDisk(nullSizeBytes);
+  } finally {
     wipeSecrets();
-    disk?.close();
   }
 }
 
@@ -152,14 +163,10 @@ async function serve(disk: Disk, options: VhostOptions, log: Log): Promise<numbe
     log.error(failure.message);
     return 1;
   }
-  await stopServing(server, disk);
-  log.info('stopped');
-  return 0;
-}
-
-async function stopServing(server: VhostServer, disk: Disk): Promise<void> {
   await server.stop();
   disk.sync();
+  log.info('stopped');
+  return 0;
 }
 
 /**

@@ -29,7 +29,7 @@ const syntaxSentences: Record<string, string> = {
   BAD_ALIAS: 'the alias names no anchor before it',
   BAD_DIRECTIVE: 'the directive is not understood',
   BAD_DQ_ESCAPE: 'a backslash sequence in the double-quoted string is not valid',
-  BAD_INDENT: 'the indentation does not fit the lines around it',
+  BAD_INDENT: 'the indentation does not fit the lines around it, or a bracket is left open',
   BAD_PROP_ORDER: 'anchors and tags must come after the indicators ? : -',
   BAD_SCALAR_START: 'a plain value cannot start with this character; put the value in quotes',
   BLOCK_AS_IMPLICIT_KEY: 'nested mappings cannot be written on one line; use { } or new lines',
