@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <liburing.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,32 @@ static uint64_t now_ns(void)
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+/*
+ * A spinning thread gives way to others that want its processor, of which there may be fewer than
+ * queues.
+ */
+enum { YIELD_EVERY_NS = 20000 };
+
+struct spin {
+    uint64_t end, next_yield;
+};
+
+static int spun_enough(struct spin *spin, uint32_t timeout_us)
+{
+    uint64_t now = now_ns();
+    if (!spin->end) {
+        spin->end = now + (uint64_t)timeout_us * 1000;
+        spin->next_yield = now + YIELD_EVERY_NS;
+    }
+    if (now >= spin->end)
+        return 1;
+    if (now >= spin->next_yield) {
+        sched_yield();
+        spin->next_yield = now_ns() + YIELD_EVERY_NS;
+    }
+    return 0;
 }
 
 /*
@@ -148,7 +175,7 @@ int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_
     const uint16_t *avail = (const uint16_t *)(uintptr_t)avail_idx;
     const unsigned *cq_head = ring->uring.cq.khead, *cq_tail = ring->uring.cq.ktail;
     const unsigned *sq_flags = ring->uring.sq.kflags;
-    uint64_t end = 0;
+    struct spin spin = {0, 0};
     for (unsigned turn = 1;; turn++) {
         int found = 0;
         if (__atomic_load_n(avail, __ATOMIC_ACQUIRE) != (uint16_t)seen)
@@ -160,13 +187,8 @@ int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_
         if (found)
             return found;
         cpu_relax();
-        if (turn % 16 == 0) {
-            uint64_t now = now_ns();
-            if (!end)
-                end = now + (uint64_t)timeout_us * 1000;
-            else if (now >= end)
-                return UBIBLK_SPIN_TIMEOUT;
-        }
+        if (turn % 16 == 0 && spun_enough(&spin, timeout_us))
+            return UBIBLK_SPIN_TIMEOUT;
     }
 }
 
@@ -174,12 +196,12 @@ int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_
 int ubiblk_spin_avail(uint64_t avail_idx, uint32_t seen, uint32_t timeout_us)
 {
     const uint16_t *avail = (const uint16_t *)(uintptr_t)avail_idx;
-    uint64_t end = now_ns() + (uint64_t)timeout_us * 1000;
+    struct spin spin = {0, 0};
     for (unsigned turn = 1;; turn++) {
         if (__atomic_load_n(avail, __ATOMIC_ACQUIRE) != (uint16_t)seen)
             return UBIBLK_SPIN_AVAIL;
         cpu_relax();
-        if (turn % 16 == 0 && now_ns() >= end)
+        if (turn % 16 == 0 && spun_enough(&spin, timeout_us))
             return UBIBLK_SPIN_TIMEOUT;
     }
 }

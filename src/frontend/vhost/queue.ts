@@ -44,8 +44,6 @@ interface RunningRing {
   errFd: number;
 }
 
-/** While I/O is in the kernel's hands, what is still worth spinning for, in microseconds. */
-const BUSY_SPIN_US = 0;
 /** Commands are looked for this often while spinning where nothing else would tell of them. */
 const SPIN_SLICE_US = 1000;
 
@@ -190,12 +188,7 @@ export class VhostQueue implements RequestOwner {
 
   /** Nothing to do: spins for what may come soon, then sleeps with the driver's notifications on. */
   private rest(queue: Virtqueue): void {
-    const limit = this.mustPoll
-      ? Number.POSITIVE_INFINITY
-      : this.open > 0
-        ? BUSY_SPIN_US
-        : this.options.pollTimeoutUs;
-    const slice = Math.min(limit - this.spunUs, SPIN_SLICE_US);
+    const slice = Math.min(this.spinLimitUs() - this.spunUs, SPIN_SLICE_US);
     if (slice > 0) {
       this.waiter.spin(queue.availIdxAddress, queue.nextAvailable, slice);
       this.spunUs += slice;
@@ -204,6 +197,12 @@ export class VhostQueue implements RequestOwner {
     if (queue.startNotifications()) return;
     if (this.link.command === Command.NONE) this.waiter.sleep();
     this.spunUs = 0;
+  }
+
+  private spinLimitUs(): number {
+    if (this.mustPoll) return Number.POSITIVE_INFINITY;
+    // With I/O in the kernel's hands spinning only burns a processor: its completion wakes us.
+    return this.open > 0 ? 0 : this.options.pollTimeoutUs;
   }
 
   private obey(command: number): number {

@@ -6,6 +6,7 @@ import { BounceLayer } from '../../device/bounce.ts';
 import type { DiskFacts } from '../../device/disk.ts';
 import { failureLog } from '../../device/failure_log.ts';
 import { FileDevice, type FileEngine } from '../../device/file_device.ts';
+import { InlineWrites } from '../../device/inline_writes.ts';
 import { NullDevice } from '../../device/null_device.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
@@ -66,7 +67,8 @@ function build(start: QueueStart): VhostQueue {
     if (facts.fd >= 0) ring.registerFiles(fds);
     log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
     waiter = new RingWaiter(ring, wakeFd);
-    engine = ring;
+    engine =
+      facts.direct || facts.writeThrough ? ring : new InlineWrites(ring, new SyncEngine(fds));
   }
   const device = stack(facts, engine, requests, log);
   return new VhostQueue(
