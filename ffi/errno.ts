@@ -22,6 +22,7 @@ export const ENOSYS = constants.errno.ENOSYS;
 export const ERANGE = constants.errno.ERANGE;
 export const EOPNOTSUPP = constants.errno.EOPNOTSUPP;
 export const EADDRINUSE = constants.errno.EADDRINUSE;
+export const ECONNREFUSED = constants.errno.ECONNREFUSED;
 export const ENOTSOCK = constants.errno.ENOTSOCK;
 export const ECANCELED = constants.errno.ECANCELED;
 export const ETIME = constants.errno.ETIME;

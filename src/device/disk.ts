@@ -221,7 +221,8 @@ async function lock(
   log: Log,
 ): Promise<void> {
   const deadline = Date.now() + LOCK_WAIT_MS;
-  for (let told = false; ; told = true) {
+  let told = false;
+  for (let retryMs = 1; ; retryMs = Math.min(retryMs * 2, LOCK_RETRY_MS)) {
     const result = shim.ubiblk_file_lock(fd, start, length, shared ? 0 : 1);
     if (result === 0) return;
     if (result !== -EAGAIN) throw failed('fcntl(F_OFD_SETLK)', result);
@@ -230,8 +231,11 @@ async function lock(
         `'${path}' is in use by another process, which holds its lock; stop that one first`,
       );
     }
-    if (!told) log.info(`'${path}' is locked by another process; waiting for it to end`);
-    await Bun.sleep(LOCK_RETRY_MS);
+    if (retryMs === LOCK_RETRY_MS && !told) {
+      told = true;
+      log.info(`'${path}' is locked by another process; waiting for it to end`);
+    }
+    await Bun.sleep(retryMs);
   }
 }
 
