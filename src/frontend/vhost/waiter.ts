@@ -46,8 +46,9 @@ export class RingWaiter implements Waiter, RingHandler {
   unwatch(): void {
     if (this.watching < 0) return;
     this.watching = -1;
-    if (this.armed) this.ring.pollRemove(this.handler, this.watchNumber, WAKE + 1);
+    // A removal that meets a kick on its way fails with EALREADY and leaves the poll armed.
     while (this.armed) {
+      this.ring.pollRemove(this.handler, this.watchNumber, WAKE + 1);
       this.ring.enter(1, -1);
       this.ring.reap();
     }
