@@ -67,7 +67,7 @@ function printNextSteps(folder: string, socket: string, config: string): void {
 The disk is served until you press Ctrl-C. What to type next, in another terminal:
 
   The same again, deeper and longer:
-    ${executable} probe --socket ${socket}
+    ${executable} probe --socket ${socket} --write --depth 128 --seconds 10
 
   A guest of QEMU (add its boot disk; in the guest the demo disk is /dev/vda or the next):
     qemu-system-x86_64 -machine q35,accel=kvm -cpu host -smp 2 -m 1G -nographic \\
@@ -105,8 +105,10 @@ async function main(): Promise<number> {
     console.log(`$ dist/ubiblk serve vhost --config ${config}`);
     server = await startServer(config, socket);
 
-    console.log(`\n$ dist/ubiblk probe --socket ${socket}`);
-    const probe = spawn(executable, ['probe', '--socket', socket], { stdio: 'inherit' });
+    console.log(`\n$ dist/ubiblk probe --socket ${socket} --write`);
+    const probe = spawn(executable, ['probe', '--socket', socket, '--write'], {
+      stdio: 'inherit',
+    });
     const probed = once(probe, 'close').then(([code]) => code as number | null);
     const code = await Promise.race([probed, interrupted]);
     if (typeof code !== 'number') {

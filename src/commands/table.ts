@@ -90,4 +90,28 @@ export const commands: readonly CommandSpec[] = [
     docs: 'docs/serve-vhost.md',
     load: () => import('./serve_vhost.ts'),
   },
+  {
+    name: 'probe',
+    summary: 'Use a served disk as a virtual machine would: check and measure it',
+    programs: [],
+    options: [
+      { long: 'socket', value: 'PATH', summary: "The server's vhost-user socket" },
+      {
+        long: 'write',
+        summary: 'Overwrite the start of the disk (--size bytes); else nothing is written',
+      },
+      { long: 'size', value: 'SIZE', summary: 'How much of the disk to use, from its start (64M)' },
+      { long: 'depth', value: 'N', summary: 'Requests in flight, 1 to 256 (32)' },
+      { long: 'seconds', value: 'S', summary: 'How long each measurement takes (2)' },
+      { long: 'timeout', value: 'S', summary: 'How long to wait for any one answer (10)' },
+      { long: 'json', summary: 'Print one JSON object instead of lines' },
+    ],
+    examples: [
+      'ubiblk probe --socket /run/vm7/vhost.sock',
+      'ubiblk probe --socket /tmp/test.sock --write --size 1G --depth 64',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/probe.md',
+    load: () => import('./probe.ts'),
+  },
 ];

@@ -1,0 +1,120 @@
+import { UsageError, UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { BlockClient, type DeviceDescription } from '../probe/block_client.ts';
+import { FrontendConnection } from '../probe/frontend_connection.ts';
+import { type Measurement, measure, readTwice, writeAndCompare } from '../probe/phases.ts';
+import { deviceLines, jsonReport, measurementLine, rows, sizeText } from '../probe/report.ts';
+import type { Arguments } from './arguments.ts';
+import { writeOutput } from './output.ts';
+import { parseSize } from './size.ts';
+
+const DEFAULT_SPAN_BYTES = 64 * 1024 * 1024;
+const TRANSFER_BYTES = 128 * 1024;
+const MAX_DEPTH = 256;
+const MAX_SECONDS = 3600;
+
+interface Settings {
+  socket: string;
+  depth: number;
+  secondsPerPhase: number;
+  /** Bytes; undefined: the default, or the whole disk where it is smaller. */
+  span: number | undefined;
+  write: boolean;
+  json: boolean;
+  timeoutMs: number;
+}
+
+/** `ubiblk probe`: uses a served disk as a virtual machine would (docs/probe.md). */
+export async function run(args: Arguments, log: Log): Promise<number> {
+  const settings = readSettings(args);
+  const connection = FrontendConnection.connect(settings.socket, settings.timeoutMs);
+  try {
+    const client = new BlockClient(connection, {
+      depth: settings.depth,
+      transferBytes: TRANSFER_BYTES,
+      timeoutMs: settings.timeoutMs,
+    });
+    log.debug('connected', { requestBytes: client.transferBytes });
+    probe(client, settings);
+    client.close();
+  } finally {
+    connection.close();
+  }
+  return 0;
+}
+
+function readSettings(args: Arguments): Settings {
+  const size = args.value('size');
+  return {
+    socket: args.required('socket'),
+    depth: number(args, 'depth', 32, MAX_DEPTH),
+    secondsPerPhase: number(args, 'seconds', 2, MAX_SECONDS),
+    span: size === undefined ? undefined : parseSize('--size', size),
+    write: args.has('write'),
+    json: args.has('json'),
+    timeoutMs: number(args, 'timeout', 10, MAX_SECONDS) * 1000,
+  };
+}
+
+/** A whole number from 1 to `max`. */
+function number(args: Arguments, option: string, otherwise: number, max: number): number {
+  const text = args.value(option);
+  if (text === undefined) return otherwise;
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || value < 1 || value > max) {
+    throw new UsageError(`--${option} must be a whole number from 1 to ${max}, not '${text}'`);
+  }
+  return value;
+}
+
+function probe(client: BlockClient, settings: Settings): void {
+  const { depth, write, json } = settings;
+  const { device } = client;
+  const print = (text: string) => {
+    if (!json) writeOutput(text);
+  };
+  const id = client.readId();
+  print(deviceLines(device, id));
+  const spanBytes = spanOf(device, settings);
+  if (write) writeAndCompare(client, spanBytes, depth, Math.floor(Math.random() * 2 ** 32));
+  else readTwice(client, spanBytes, depth);
+  const how = write ? 'written, flushed, read back' : 'read twice (--write checks more)';
+  print(rows([['checked', `${sizeText(spanBytes)} ${how}: every byte the same`]]));
+
+  const measurements: Measurement[] = [];
+  for (const random of [true, false]) {
+    for (const writes of write ? [false, true] : [false]) {
+      const measurement = measure(client, {
+        name: `${random ? 'random' : 'sequential'} ${writes ? 'write' : 'read'}`,
+        random,
+        write: writes,
+        spanBytes,
+        depth,
+        durationS: settings.secondsPerPhase,
+      });
+      print(measurementLine(measurement));
+      measurements.push(measurement);
+    }
+  }
+  const checked = { bytes: spanBytes, written: write };
+  if (json) writeOutput(jsonReport(settings.socket, device, id, checked, measurements));
+}
+
+/** How much of the disk is used, from its start on. */
+function spanOf(device: DeviceDescription, { span, write }: Settings): number {
+  const { capacityBytes, logicalBlockBytes } = device;
+  if (write && device.readOnly) {
+    throw new UserError('the disk is read-only; leave --write out to check and measure reads');
+  }
+  if (span !== undefined && span > capacityBytes) {
+    throw new UserError(`the disk has only ${capacityBytes} bytes; give a smaller --size`);
+  }
+  const bytes = span ?? Math.min(DEFAULT_SPAN_BYTES, capacityBytes);
+  const whole = bytes - (bytes % logicalBlockBytes);
+  if (whole === 0) {
+    throw new UserError(
+      `there is no block of ${logicalBlockBytes} bytes to use in ${bytes} bytes of the disk`,
+    );
+  }
+  return whole;
+}
