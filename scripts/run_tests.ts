@@ -1,7 +1,7 @@
 /**
- * The test runner behind `npm test`: runs each suite in a process group of its own with a hard time
- * limit, because a test that blocks in an FFI call can't be stopped from within, and sums up their
- * numbers. Suites are found by folder:
+ * The test runner behind `npm test`: runs each suite as a process with a hard time limit, because a
+ * test that blocks in an FFI call can't be stopped from within, and sums up their numbers. What a
+ * suite starts inherits a mark in its environment, by which whatever is left over is found and killed. Suites are found by folder:
  *
  *   c/test/*_test.c                          C tests, built with AddressSanitizer and UBSan
  *   src, ffi, test: **\/*.test.ts             unit tests, two files at a time
@@ -10,14 +10,15 @@
  *
  * A file whose comment says `suite time limit: 900 s` gets that instead of its folder's limit.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { basename } from 'node:path';
 
 const LOGS = 'build/test';
 /** With UBIBLK_SOAK=1 suites may take this many times their limit. */
 const SOAK_FACTOR = 10;
 const LOG_TAIL_LINES = 200;
+const MARK = 'UBIBLK_TEST_SUITE';
 
 interface Counts {
   passed: number;
@@ -47,7 +48,9 @@ interface Outcome extends Counts {
 
 const soak = process.env.UBIBLK_SOAK === '1';
 const bun = process.execPath;
-const running = new Set<ChildProcess>();
+/** The marks of the suites that run now. */
+const running = new Set<string>();
+let suitesRun = 0;
 
 function step(name: string, timeLimitS: number, ...command: string[]): Suite {
   return { name, command, timeLimitS };
@@ -125,13 +128,21 @@ function logBase(suite: Suite): string {
   return `${LOGS}/${suite.name.replaceAll(/[^\w.-]+/g, '_')}`;
 }
 
-function killGroup(child: ChildProcess): boolean {
-  try {
-    process.kill(-(child.pid as number), 'SIGKILL');
-    return true;
-  } catch {
-    return false;
+/** Kills the processes that carry the mark, also those with a session of their own. */
+function killMarked(mark: string): boolean {
+  let any = false;
+  for (const entry of readdirSync('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    try {
+      const environment = `\0${readFileSync(`/proc/${entry}/environ`, 'latin1')}`;
+      if (!environment.includes(`\0${MARK}=${mark}\0`)) continue;
+      process.kill(Number(entry), 'SIGKILL');
+      any = true;
+    } catch {
+      // It ended meanwhile, or it is another user's.
+    }
   }
+  return any;
 }
 
 /** Runs the process to its end or its time limit; whatever it left running is killed. */
@@ -145,17 +156,19 @@ async function runSuite(suite: Suite): Promise<Outcome> {
 
   // Output goes to a file: a pipe would stay open for as long as any grandchild lives.
   const log = openSync(logPath, 'w');
+  const mark = `${process.pid}-${++suitesRun}`;
   const child = spawn(command[0], command.slice(1), {
     detached: true,
+    env: { ...process.env, [MARK]: mark },
     stdio: ['ignore', log, log],
   });
   closeSync(log);
-  running.add(child);
+  running.add(mark);
   const notes: string[] = [];
   const limitMs = suite.timeLimitS * 1000 * (soak ? SOAK_FACTOR : 1);
   const timer = setTimeout(() => {
     notes.push(`killed after ${limitMs / 1000} s, its time limit`);
-    killGroup(child);
+    killMarked(mark);
   }, limitMs);
   const exitCode = await new Promise<number | null>((resolve) => {
     child.on('exit', (code, signal) => {
@@ -168,10 +181,10 @@ async function runSuite(suite: Suite): Promise<Outcome> {
     });
   });
   clearTimeout(timer);
-  running.delete(child);
-  if (child.pid && notes.length === 0 && killGroup(child)) {
+  if (killMarked(mark) && notes.length === 0) {
     notes.push('left processes behind, which were killed');
   }
+  running.delete(mark);
 
   const output = readFileSync(logPath, 'utf8');
   const counts = suite.count
@@ -258,7 +271,7 @@ for (const [signal, status] of [
   ['SIGTERM', 143],
 ] as const) {
   process.on(signal, () => {
-    for (const child of running) killGroup(child);
+    for (const mark of running) killMarked(mark);
     process.exit(status);
   });
 }
