@@ -445,7 +445,7 @@ export class Session {
       throw new ProtocolError(`${requestName(message.request)} without its descriptor`);
     }
     // A file of another kind could block the queue's thread, or wake it for ever.
-    if (shim.ubiblk_is_eventfd(message.fds[0]) !== 1) {
+    if (shim.ubiblk_is_eventfd(message.fds[0]) <= 0) {
       throw new ProtocolError(`${requestName(message.request)} with no event descriptor`);
     }
     return { index, fd: message.fds.pop() as number };
@@ -577,10 +577,8 @@ export class Session {
 
   private inflightOf(index: number, size: number): number {
     const record = this.inflight;
-    if (!record || index >= record.queues) return 0;
-    if (size > record.queueSize) {
-      throw new ProtocolError('a ring larger than its in-flight record');
-    }
+    // QEMU asks for records of its `queue-size`, and lets SeaBIOS set up a larger ring than that.
+    if (!record || index >= record.queues || size > record.queueSize) return 0;
     return record.address + index * inflightBytes(record.queueSize);
   }
 
