@@ -2,7 +2,8 @@
 
 import { expect, test } from 'bun:test';
 import { copyFileSync, existsSync, mkdirSync, readdirSync, symlinkSync } from 'node:fs';
-import { Bed, binary, need, quote, testWith } from './support.ts';
+import { binary } from './processes.ts';
+import { Bed, need, quote, testWith } from './support.ts';
 
 test('a copy in an empty folder serves, and leaves no file behind', async () => {
   await using bed = new Bed();

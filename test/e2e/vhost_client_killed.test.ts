@@ -5,7 +5,8 @@
 
 import { expect, test } from 'bun:test';
 import { connect, type Socket } from 'node:net';
-import { Bed, client, keyValues, matrix, Random, seed, soak, usage, within } from './support.ts';
+import { client, keyValues, threadUsage, within } from './processes.ts';
+import { Bed, matrix, Random, seed, soak } from './support.ts';
 
 const rows = matrix({
   io_engine: ['io_uring', 'sync'],
@@ -94,7 +95,7 @@ test('three hundred frontends in a row are served, and leave no thread and no de
   const size = async () => {
     const listing = await bed.run(['ls', `/proc/${server.child.pid}/fd`]);
     const descriptors = listing.stdout.text.trim().split('\n').length;
-    return { descriptors, threads: usage(server.child.pid).threads };
+    return { descriptors, threads: threadUsage(server.child.pid).size };
   };
   const patiently = async () => {
     // A frontend before may be on its way out: the server may refuse until it has gone.
@@ -126,7 +127,8 @@ test('three hundred frontends in a row are served, and leave no thread and no de
   socket.destroy();
   await bed.check(server.socket, { ops: 50, span: 1 << 20 });
   const after = await size();
-  expect(after.threads).toBeLessThanOrEqual(before.threads);
+  // The kernel's I/O workers come and go; one of anything for each frontend would be hundreds.
+  expect(after.threads).toBeLessThanOrEqual(before.threads + 8);
   expect(after.descriptors).toBeLessThanOrEqual(before.descriptors + 2);
   await bed.stop(server);
 }, 120_000);

@@ -1,7 +1,8 @@
 /** fio's own verification, through the NBD bridge of qemu-storage-daemon. */
 
 import { existsSync } from 'node:fs';
-import { Bed, client, matrix, need, seed, soak, testWith } from './support.ts';
+import { client } from './processes.ts';
+import { Bed, matrix, need, seed, soak, testWith } from './support.ts';
 
 const rows = matrix({
   io_engine: ['io_uring', 'sync'],

@@ -2,7 +2,8 @@
 
 import { expect, test } from 'bun:test';
 import { existsSync, readdirSync, readlinkSync } from 'node:fs';
-import { Bed, binary, client, keyValues, within } from './support.ts';
+import { binary, client, keyValues, within } from './processes.ts';
+import { Bed } from './support.ts';
 
 test('a second server on the same data file is refused in one sentence', async () => {
   await using bed = new Bed();

@@ -1,7 +1,8 @@
 /** What only another kernel can show: a slow disk, and io_uring forbidden. The server runs in a VM. */
 
 import { expect, test } from 'bun:test';
-import { Bed, binary, client, need, quote, testWith } from '../e2e/support.ts';
+import { binary, client } from '../e2e/processes.ts';
+import { Bed, need, quote, testWith } from '../e2e/support.ts';
 
 const minutes = 60_000;
 

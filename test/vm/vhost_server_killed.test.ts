@@ -8,17 +8,8 @@
 
 import { test } from 'bun:test';
 import { writeFileSync } from 'node:fs';
-import {
-  Bed,
-  type Child,
-  client,
-  need,
-  Random,
-  type Server,
-  seed,
-  soak,
-  testWith,
-} from '../e2e/support.ts';
+import { type Child, client } from '../e2e/processes.ts';
+import { Bed, need, Random, type Server, seed, soak, testWith } from '../e2e/support.ts';
 
 const minutes = 60_000;
 

@@ -1,0 +1,362 @@
+/**
+ * `npm run bench`: `ubiblk serve vhost` against qemu-storage-daemon on the same raw file, with
+ * libblkio's own benchmark as the client. docs/benchmarks.md tells how to read what it prints.
+ */
+
+import { execFileSync } from 'node:child_process';
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { cpus, release } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { binary, client, folders, root } from '../test/e2e/processes.ts';
+import { measure, measureFile, median, residentBytes, type Sample, settle } from './measure.ts';
+import { allRows, type Row, type Target } from './rows.ts';
+import {
+  peerModes,
+  type RunningServer,
+  type Served,
+  startOurs,
+  startPeer,
+  stop,
+} from './servers.ts';
+
+const help = `npm run bench -- [OPTION...]
+
+  --rows FILTER    only the rows whose name has FILTER in it; may be given several times
+  --runs N         runs of each side, interleaved (5)
+  --seconds N      length of each run (3)
+  --quick          three runs of a second
+  --no-peer        our side and the file's limit alone
+  --json FILE      write every sample there too
+  --list           print the names of the rows
+`;
+
+const { values: options } = parseArgs({
+  options: {
+    rows: { type: 'string', multiple: true },
+    runs: { type: 'string' },
+    seconds: { type: 'string' },
+    quick: { type: 'boolean', default: false },
+    peer: { type: 'boolean', default: true },
+    json: { type: 'string' },
+    list: { type: 'boolean', default: false },
+    help: { type: 'boolean', short: 'h', default: false },
+  },
+  allowNegative: true,
+});
+
+function count(name: 'runs' | 'seconds', fallback: number): number {
+  const value = Number(options[name] ?? fallback);
+  if (Number.isInteger(value) && value > 0) return value;
+  console.error(`bench: '--${name} ${options[name]}' is not a positive number`);
+  process.exit(2);
+}
+
+const runs = count('runs', options.quick ? 3 : 5);
+const seconds = count('seconds', options.quick ? 1 : 3);
+const sizeBytes = 1 << 30;
+const cores = cpus().length;
+
+interface Verdict {
+  text: string;
+  passed: boolean;
+}
+
+interface Result {
+  row: string;
+  ours: Sample[];
+  peer: Sample[];
+  peerMode?: string;
+  limitIops?: number;
+  verdicts: Verdict[];
+}
+
+interface Single {
+  name: string;
+  value: number;
+  unit: string;
+  verdict: Verdict;
+}
+
+function wanted(name: string): boolean {
+  return !options.rows || options.rows.some((filter) => name.includes(filter));
+}
+
+/** The file both sides serve: written in full, and in the page cache. */
+function makeFile(folder: string): string {
+  const file = join(folder, 'bench.raw');
+  const chunk = new Uint8Array(1 << 20);
+  const fd = openSync(file, 'wx', 0o600);
+  for (let at = 0; at < sizeBytes; at += chunk.length) {
+    if (at % (64 << 20) === 0)
+      for (let i = 0; i < chunk.length; i += 65536)
+        crypto.getRandomValues(chunk.subarray(i, i + 65536));
+    writeSync(fd, chunk, 0, chunk.length, at);
+  }
+  closeSync(fd);
+  settle(file);
+  readIntoCache(file);
+  return file;
+}
+
+function readIntoCache(file: string): void {
+  execFileSync('cat', [file], { stdio: ['ignore', 'ignore', 'inherit'] });
+}
+
+/** The fastest way to run the peer for a row, found by one short run of each. */
+async function bestPeerMode(served: Served, row: Row): Promise<string> {
+  let best = '';
+  let most = -1;
+  for (const mode of peerModes(row.place)) {
+    const server = await startPeer(served, mode);
+    try {
+      const { iops } = await measure(server, row, 1);
+      if (iops > most) {
+        most = iops;
+        best = mode;
+      }
+    } catch (error) {
+      // Some of its modes hang under some loads; it is not compared in those.
+      console.error(`bench: ${row.name}: the peer in mode ${mode} gave no figure: ${error}`);
+    } finally {
+      await stop(server);
+    }
+  }
+  return best;
+}
+
+async function runRow(row: Row, served: Served, oneQueue: Result | undefined): Promise<Result> {
+  const result: Result = { row: row.name, ours: [], peer: [], verdicts: [] };
+  if (row.place === 'cache') readIntoCache(served.file);
+  if (options.peer) result.peerMode = await bestPeerMode(served, row);
+  const servers: RunningServer[] = [];
+  try {
+    const ours = await startOurs(served);
+    servers.push(ours);
+    const peer = result.peerMode ? await startPeer(served, result.peerMode) : undefined;
+    if (peer) servers.push(peer);
+    // Neither side's first second counts: code is compiled, pages are mapped.
+    for (const server of servers) await measure(server, row, 1);
+    for (let run = 0; run < runs; run++) {
+      for (const server of servers) {
+        if (row.place !== 'null' && row.access.endsWith('write')) settle(served.file);
+        const sample = await measure(server, row, seconds);
+        (server === ours ? result.ours : result.peer).push(sample);
+      }
+    }
+  } finally {
+    for (const server of servers) await stop(server);
+  }
+  result.limitIops = await measureFile(served.file, sizeBytes, row, seconds);
+  result.verdicts = row.targets.flatMap((target) => judge(target, result, oneQueue) ?? []);
+  return result;
+}
+
+const figures = { iops: 'iops', latency: 'latencyUs', cpu: 'cpuUs' } as const;
+
+function figure(samples: Sample[], name: keyof typeof figures): number {
+  return median(samples.map((sample) => sample[figures[name]]));
+}
+
+function judge(target: Target, result: Result, oneQueue: Result | undefined): Verdict | undefined {
+  const other = target.ofOneQueue ? oneQueue?.ours : result.peer;
+  if (!other?.length) return undefined;
+  const ratio = figure(result.ours, target.figure) / figure(other, target.figure);
+  const bound = target.atLeast ?? target.atMost ?? 1;
+  const passed = target.atLeast === undefined ? ratio <= bound : ratio >= bound;
+  const sign = target.atLeast === undefined ? '<=' : '>=';
+  const what = `${target.figure} ${ratio.toFixed(2)} ${sign} ${bound}`;
+  return verdict(`${what}${target.ofOneQueue ? ' of one queue' : ''}`, passed);
+}
+
+function verdict(text: string, passed: boolean): Verdict {
+  return { text: `${text} ${passed ? 'PASS' : 'FAIL'}`, passed };
+}
+
+function thousands(iops: number): string {
+  return iops >= 10_000
+    ? `${Math.round(iops / 1000)}k`
+    : iops >= 1000
+      ? `${(iops / 1000).toFixed(1)}k`
+      : iops.toFixed(0);
+}
+
+function side(samples: Sample[]): string[] {
+  if (samples.length === 0) return ['-', '-', '-'];
+  const spread = samples.map((sample) => sample.iops);
+  const range = `${thousands(Math.min(...spread))}..${thousands(Math.max(...spread))}`;
+  return [
+    `${thousands(figure(samples, 'iops'))} (${range})`,
+    figure(samples, 'latency').toFixed(1),
+    figure(samples, 'cpu').toFixed(2),
+  ];
+}
+
+const widths = [30, 20, 8, 7, 20, 8, 7, 18, 7];
+
+function printColumns(cells: string[], rest: string): void {
+  console.log(`${cells.map((cell, i) => cell.padEnd(widths[i])).join(' ')} ${rest}`);
+}
+
+function printResult(result: Result): void {
+  printColumns(
+    [
+      result.row,
+      ...side(result.ours),
+      ...side(result.peer),
+      result.peerMode ?? '-',
+      result.limitIops === undefined ? '-' : thousands(result.limitIops),
+    ],
+    result.verdicts.map(({ text }) => text).join(', '),
+  );
+}
+
+function printSingle(single: Single): void {
+  console.log(
+    `${single.name.padEnd(widths[0])} ${`${single.value.toFixed(1)} ${single.unit}`.padEnd(20)} ${single.verdict.text}`,
+  );
+}
+
+/** Start-up time, memory by number of queues, and memory over ten million requests. */
+async function processRows(folder: string, file: string): Promise<Single[]> {
+  const singles: Single[] = [];
+  const report = (name: string, value: number, unit: string, bound: number) => {
+    const single = { name, value, unit, verdict: verdict(`< ${bound} ${unit}`, value < bound) };
+    singles.push(single);
+    printSingle(single);
+  };
+  const served: Served = { place: 'cache', file, sizeBytes, queues: 1, folder };
+  const row = allRows(cores)[0];
+  const mebibyte = 1 << 20;
+  if (wanted('process start')) {
+    const times: number[] = [];
+    for (let run = 0; run < Math.max(runs, 5); run++) {
+      const server = await startOurs(served);
+      times.push(server.startMs);
+      await stop(server);
+    }
+    report('process start to listening', median(times), 'ms', 60);
+  }
+  if (wanted('process memory')) {
+    const sizes: number[] = [];
+    for (const queues of [1, 9]) {
+      const server = await startOurs({ ...served, queues });
+      await measure(server, { ...row, queues, depth: 32 }, 1);
+      sizes.push(residentBytes(server.child.pid) / mebibyte);
+      await stop(server);
+    }
+    report('process memory, one queue', sizes[0], 'MB', 90);
+    report('process memory, per further queue', (sizes[1] - sizes[0]) / 8, 'MB', 3);
+  }
+  if (wanted('process growth')) {
+    const server = await startOurs({ ...served, place: 'null' });
+    const load = { ...row, place: 'null' as const, depth: 32, poll: true };
+    await measure(server, load, 2);
+    const before = residentBytes(server.child.pid);
+    let requests = 0;
+    while (requests < 10_000_000) requests += (await measure(server, load, 5)).iops * 5;
+    const grown = (residentBytes(server.child.pid) - before) / mebibyte;
+    await stop(server);
+    report(`process growth over ${(requests / 1e6).toFixed(0)} million`, grown, 'MB', 1);
+  }
+  return singles;
+}
+
+function commit(): string {
+  try {
+    const git = (...args: string[]) =>
+      execFileSync('git', ['-C', root, ...args])
+        .toString()
+        .trim();
+    return (
+      git('rev-parse', '--short', 'HEAD') + (git('status', '--porcelain') ? ' with changes' : '')
+    );
+  } catch {
+    return 'unknown';
+  }
+}
+
+/** Two benchmarks at once measure each other: the second one is refused. */
+function takeTurn(): void {
+  const path = join(folders.memory ?? '/tmp', 'ubiblk-bench.pid');
+  const others = () => {
+    try {
+      const pid = Number(readFileSync(path, 'utf8'));
+      process.kill(pid, 0);
+      return pid;
+    } catch {
+      return undefined;
+    }
+  };
+  const other = others();
+  if (other !== undefined) {
+    console.error(`bench: another benchmark runs here as process ${other}; wait for its end`);
+    process.exit(1);
+  }
+  writeFileSync(path, String(process.pid));
+  process.on('exit', () => rmSync(path, { force: true }));
+}
+
+async function main(): Promise<void> {
+  const rows = allRows(cores);
+  if (options.list) {
+    for (const row of rows) console.log(row.name);
+    for (const name of ['start', 'memory', 'growth']) console.log(`process ${name}`);
+    return;
+  }
+  if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
+  takeTurn();
+  client('blkio-bench');
+  const folder = mkdtempSync(join(folders.disk, 'ubiblk-bench-'));
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+
+  const machine = `${cpus()[0].model.trim()}, ${cores} cores, Linux ${release()}`;
+  const version = execFileSync(client('qemu-storage-daemon'), ['--version']).toString();
+  const peer = version.match(/version ([\d.]+)/)?.[1] ?? '?';
+  console.log(`machine: ${machine}`);
+  console.log(`ours:    '${binary}', commit ${commit()}`);
+  console.log(`peer:    qemu-storage-daemon ${peer}, in the fastest of its modes for each row`);
+  console.log(
+    `file:    ${folder}, ${sizeBytes >> 20} MiB; medians of ${runs} runs of ${seconds} s`,
+  );
+  console.log('');
+  const file = makeFile(folder);
+  const heads = ['row', 'ours: IOPS (range)', 'us', 'CPU us', 'peer: IOPS (range)', 'us', 'CPU us'];
+  printColumns([...heads, 'peer mode', 'file'], 'ours / peer');
+
+  const results: Result[] = [];
+  for (const row of rows.filter(({ name }) => wanted(name))) {
+    const served: Served = { place: row.place, file, sizeBytes, queues: row.queues, folder };
+    const oneQueue = results.find(({ row: name }) => name === row.name.replace(/ q\d+/, ''));
+    const result = await runRow(row, served, oneQueue);
+    printResult(result);
+    results.push(result);
+  }
+  const singles = await processRows(folder, file);
+
+  const verdicts = [
+    ...results.flatMap(({ verdicts }) => verdicts),
+    ...singles.map((s) => s.verdict),
+  ];
+  const passed = verdicts.filter((one) => one.passed).length;
+  console.log('');
+  console.log(`${passed} targets reached, ${verdicts.length - passed} missed`);
+  if (options.json) {
+    const head = { machine, commit: commit(), peer, runs, seconds };
+    writeFileSync(options.json, `${JSON.stringify({ ...head, results, singles }, null, 2)}\n`);
+  }
+}
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
+
+if (options.help) console.log(help.trimEnd());
+else await main();
+process.exit(0);

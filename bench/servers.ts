@@ -1,0 +1,100 @@
+/** The two servers that are compared: ours, and qemu-storage-daemon's vhost-user-blk export. */
+
+import { existsSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { binary, Child, client } from '../test/e2e/processes.ts';
+import type { Place } from './rows.ts';
+
+export interface Served {
+  place: Place;
+  /** Raw file of both sides. */
+  file: string;
+  sizeBytes: number;
+  queues: number;
+  /** Folder for sockets and configuration files. */
+  folder: string;
+}
+
+export interface RunningServer {
+  name: string;
+  child: Child;
+  socket: string;
+  /** From the start of the process to the moment it listens. */
+  startMs: number;
+}
+
+const running = new Set<Child>();
+process.on('exit', () => {
+  for (const child of running) child.killGroup();
+});
+
+let count = 0;
+
+/** Starts `ubiblk serve vhost`. @throws Error with its output if it doesn't listen within 10 s */
+export async function startOurs(served: Served): Promise<RunningServer> {
+  const socket = join(served.folder, `ours${count++}.sock`);
+  const config = join(served.folder, `ours${count}.yaml`);
+  const settings = {
+    path: served.file,
+    socket,
+    num_queues: served.queues,
+    queue_size: 256,
+    direct_io: served.place === 'direct',
+  };
+  const lines = Object.entries(settings).map(([key, value]) => `${key}: ${JSON.stringify(value)}`);
+  writeFileSync(config, `${lines.join('\n')}\n`);
+  const argv = [binary, 'serve', 'vhost', '--config', config];
+  if (served.place === 'null') argv.push('--null', String(served.sizeBytes));
+  const from = performance.now();
+  const child = start(argv);
+  await child.said(/listening on /, 10_000, 0, child.stderr);
+  return { name: 'ubiblk', child, socket, startMs: performance.now() - from };
+}
+
+/** Ways to run the peer; the best of them for a row is what we are compared with. */
+export function peerModes(place: Place): string[] {
+  const engines = { cache: ['io_uring', 'threads'], direct: ['io_uring', 'native', 'threads'] };
+  const modes = place === 'null' ? ['null-co'] : engines[place];
+  return [...modes, ...modes.map((mode) => `${mode}+iothread`)];
+}
+
+/** Starts qemu-storage-daemon in one of {@link peerModes}. @throws Error if it ends at once */
+export async function startPeer(served: Served, mode: string): Promise<RunningServer> {
+  const socket = join(served.folder, `peer${count++}.sock`);
+  const [engine, thread] = mode.split('+');
+  const node =
+    served.place === 'null'
+      ? `driver=null-co,node-name=f,size=${served.sizeBytes},read-zeroes=off`
+      : `driver=file,node-name=f,filename=${served.file},discard=unmap,aio=${engine},` +
+        `cache.direct=${served.place === 'direct' ? 'on' : 'off'},locking=off`;
+  const address = `addr.type=unix,addr.path=${socket}`;
+  const argv = [client('qemu-storage-daemon'), '--blockdev', node];
+  if (thread) argv.push('--object', 'iothread,id=io');
+  argv.push(
+    '--export',
+    `type=vhost-user-blk,id=e,node-name=f,writable=on,num-queues=${served.queues},${address}` +
+      (thread ? ',iothread=io' : ''),
+    '--chardev',
+    'stdio,id=c',
+    '--monitor',
+    'chardev=c',
+  );
+  const from = performance.now();
+  const child = start(argv);
+  // The monitor greets once the export is there.
+  await child.said(/"QMP"/, 10_000);
+  if (!existsSync(socket)) throw new Error(child.report());
+  return { name: `qemu-storage-daemon ${mode}`, child, socket, startMs: performance.now() - from };
+}
+
+function start(argv: string[]): Child {
+  const child = new Child(argv);
+  running.add(child);
+  return child;
+}
+
+/** Ends a server; it has a second to do so itself. */
+export async function stop(server: RunningServer): Promise<void> {
+  await server.child.destroy(true);
+  running.delete(server.child);
+}
