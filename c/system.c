@@ -2,11 +2,13 @@
 #include "ubiblk.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -16,10 +18,20 @@ int ubiblk_eventfd(void)
     return fd < 0 ? -errno : fd;
 }
 
+/* Adds one to the count. Blocks where the count is full and fd isn't O_NONBLOCK. */
 int ubiblk_eventfd_signal(int fd)
 {
     uint64_t one = 1;
     return write(fd, &one, sizeof(one)) < 0 ? -errno : 0;
+}
+
+/* The same for a peer's descriptor, which may be a blocking one whose count the peer has filled. */
+int ubiblk_eventfd_signal_peer(int fd)
+{
+    struct pollfd polled = {.fd = fd, .events = POLLOUT};
+    if (poll(&polled, 1, 0) <= 0)
+        return -EAGAIN;
+    return ubiblk_eventfd_signal(fd);
 }
 
 int ubiblk_eventfd_drain(int fd)
@@ -28,16 +40,48 @@ int ubiblk_eventfd_drain(int fd)
     return read(fd, &count, sizeof(count)) < 0 ? -errno : 0;
 }
 
-/* 1 where fd is an event descriptor, 0 where it is anything else. */
+/* 1 where fd is an event descriptor, 2 where it is one that blocks, 0 where it is anything else. */
 int ubiblk_is_eventfd(int fd)
 {
     char path[64], target[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     ssize_t n = readlink(path, target, sizeof(target) - 1);
-    if (n < 0)
+    int flags = fcntl(fd, F_GETFL);
+    if (n < 0 || flags < 0)
         return -errno;
     target[n] = 0;
-    return strcmp(target, "anon_inode:[eventfd]") == 0;
+    if (strcmp(target, "anon_inode:[eventfd]"))
+        return 0;
+    return flags & O_NONBLOCK ? 1 : 2;
+}
+
+/*
+ * Event descriptors are watched edge-triggered: each signal is an event, whether or not the count
+ * was read, so a peer's descriptor is never read and can't block us.
+ */
+int ubiblk_epoll(void)
+{
+    int fd = epoll_create1(EPOLL_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+int ubiblk_epoll_add(int epoll, int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+int ubiblk_epoll_remove(int epoll, int fd)
+{
+    return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) < 0 ? -errno : 0;
+}
+
+/* Blocks until an event has come since the last call. */
+int ubiblk_epoll_wait(int epoll)
+{
+    struct epoll_event events[4];
+    int ready = epoll_wait(epoll, events, 4, -1);
+    return ready < 0 && errno != EINTR ? -errno : 0;
 }
 
 enum { MAX_POLLED = 8 };

@@ -89,8 +89,13 @@ UBIBLK_API int ubiblk_socket_send(int fd, const void *buf, uint32_t size, const 
 
 UBIBLK_API int ubiblk_eventfd(void);
 UBIBLK_API int ubiblk_eventfd_signal(int fd);
+UBIBLK_API int ubiblk_eventfd_signal_peer(int fd);
 UBIBLK_API int ubiblk_eventfd_drain(int fd);
 UBIBLK_API int ubiblk_is_eventfd(int fd);
+UBIBLK_API int ubiblk_epoll(void);
+UBIBLK_API int ubiblk_epoll_add(int epoll, int fd);
+UBIBLK_API int ubiblk_epoll_remove(int epoll, int fd);
+UBIBLK_API int ubiblk_epoll_wait(int epoll);
 UBIBLK_API int ubiblk_poll(int32_t *fds, uint32_t count, int timeout_ms);
 UBIBLK_API int ubiblk_close(int fd);
 UBIBLK_API int ubiblk_pin_thread(uint32_t cpu);

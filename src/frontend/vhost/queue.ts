@@ -2,6 +2,7 @@
  * Serves one virtqueue: takes chains, passes requests down the device stack, answers them. Runs on
  * the queue's own thread and is the whole of its loop; allocates only when a ring starts.
  */
+import { heapSize } from 'bun:jsc';
 import { shim } from '../../../ffi/library.ts';
 import { windowOver } from '../../../ffi/memory.ts';
 import type { DiskFacts } from '../../device/disk.ts';
@@ -52,6 +53,7 @@ export class VhostQueue implements RequestOwner {
   /** Set when the ring broke a rule: nothing more is taken from it. */
   private broken = false;
   private callFd = -1;
+  private callMayBlock = false;
   /** Requests taken and not yet answered. */
   private open = 0;
   /** Heads answered and not yet published. */
@@ -183,7 +185,9 @@ export class VhostQueue implements RequestOwner {
   }
 
   private interrupt(): void {
-    if (this.callFd >= 0) shim.ubiblk_eventfd_signal(this.callFd);
+    if (this.callFd < 0) return;
+    if (this.callMayBlock) shim.ubiblk_eventfd_signal_peer(this.callFd);
+    else shim.ubiblk_eventfd_signal(this.callFd);
   }
 
   /** Nothing to do: spins for what may come soon, then sleeps with the driver's notifications on. */
@@ -199,6 +203,11 @@ export class VhostQueue implements RequestOwner {
     this.spunUs = 0;
   }
 
+  private setCall(fd: number): void {
+    this.callFd = fd;
+    this.callMayBlock = fd >= 0 && shim.ubiblk_is_eventfd(fd) !== 1;
+  }
+
   private spinLimitUs(): number {
     if (this.mustPoll) return Number.POSITIVE_INFINITY;
     // With I/O in the kernel's hands spinning only burns a processor: its completion wakes us.
@@ -210,7 +219,7 @@ export class VhostQueue implements RequestOwner {
       case Command.START:
         return this.startRing(this.link.ring);
       case Command.CALL:
-        this.callFd = this.link.callFd;
+        this.setCall(this.link.callFd);
         this.interrupt();
         return 0;
       default:
@@ -221,7 +230,7 @@ export class VhostQueue implements RequestOwner {
   private startRing(start: RingStart): number {
     this.lostBefore = Atomics.load(this.lostMemory, 0);
     this.broken = false;
-    this.callFd = start.callFd;
+    this.setCall(start.callFd);
     this.pool.reserve(start.size);
     if (this.answered.length < start.size) this.answered = new Uint16Array(start.size);
     const memory = new GuestMemory(this.shared.regions);
@@ -230,6 +239,7 @@ export class VhostQueue implements RequestOwner {
     const reader = new RequestReader(memory, queue, this.facts, deviceId);
     const inflight = start.inflight > 0 ? new InflightRecord(start.inflight, start.size) : null;
     const ring = { queue, reader, inflight, errFd: start.errFd };
+    this.log.debug('the ring starts', { size: start.size, heapBytes: heapSize() });
     this.ring = ring;
     this.mustPoll = start.kickFd < 0;
     if (!this.mustPoll) this.waiter.watch(start.kickFd);
@@ -267,6 +277,7 @@ export class VhostQueue implements RequestOwner {
     }
     this.waiter.unwatch();
     ring.reader.close();
+    this.log.debug('the ring is stopped', { heapBytes: heapSize() });
     this.ring = null;
     this.callFd = -1;
     return ring.queue.nextAvailable;
@@ -280,6 +291,6 @@ export class VhostQueue implements RequestOwner {
       this.log.error(`the queue is stopped by an internal error: ${error.message}`);
       this.log.debug(error.stack ?? '');
     }
-    if (ring.errFd >= 0) shim.ubiblk_eventfd_signal(ring.errFd);
+    if (ring.errFd >= 0) shim.ubiblk_eventfd_signal_peer(ring.errFd);
   }
 }

@@ -110,7 +110,7 @@ export async function startVhostServer(
     for (let queue = 0; queue < options.numQueues; queue++) {
       const wakeFd = eventFd();
       wakeFds.push(wakeFd);
-      const thread = new Thread(new Worker(queueWorker));
+      const thread = new Thread(new Worker(queueWorker, { smol: true }));
       await thread.start({ ...start, queue, wakeFd } satisfies QueueStart);
       threads.push(thread);
     }

@@ -1,8 +1,9 @@
 /**
  * How a queue thread finds out that there is something to do: by its ring, which also carries its
- * I/O, or by poll(2) where io_uring is forbidden. Both watch the queue's own eventfd for commands
+ * I/O, or by epoll(7) where io_uring is forbidden. Both watch the queue's own eventfd for commands
  * and, while a virtqueue runs, its kick descriptor.
  */
+import { failed } from '../../../ffi/errno.ts';
 import { shim } from '../../../ffi/library.ts';
 import type { Ring, RingHandler } from '../../../ffi/ring.ts';
 
@@ -84,20 +85,26 @@ export class RingWaiter implements Waiter, RingHandler {
   }
 }
 
-/** Waits in poll(2). */
-export class PollWaiter implements Waiter {
-  private readonly fds: Int32Array;
+/** Waits in epoll(7). */
+export class EpollWaiter implements Waiter {
+  private readonly epoll: number;
+  private watching = -1;
 
+  /** @throws Error where the process has no descriptor left */
   constructor(wakeFd: number) {
-    this.fds = Int32Array.of(wakeFd, -1);
+    this.epoll = shim.ubiblk_epoll();
+    if (this.epoll < 0) throw failed('epoll_create1', this.epoll);
+    shim.ubiblk_epoll_add(this.epoll, wakeFd);
   }
 
   watch(kickFd: number): void {
-    this.fds[1] = kickFd;
+    this.watching = kickFd;
+    shim.ubiblk_epoll_add(this.epoll, kickFd);
   }
 
   unwatch(): void {
-    this.fds[1] = -1;
+    if (this.watching >= 0) shim.ubiblk_epoll_remove(this.epoll, this.watching);
+    this.watching = -1;
   }
 
   progress(): number {
@@ -105,9 +112,7 @@ export class PollWaiter implements Waiter {
   }
 
   sleep(): void {
-    const ready = shim.ubiblk_poll(this.fds, 2, -1);
-    if (ready & 1) shim.ubiblk_eventfd_drain(this.fds[0]);
-    if (ready & 2) shim.ubiblk_eventfd_drain(this.fds[1]);
+    shim.ubiblk_epoll_wait(this.epoll);
   }
 
   spin(availIdxAddress: number, seen: number, timeoutUs: number): number {
