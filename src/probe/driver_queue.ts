@@ -10,7 +10,6 @@ import {
   DESC_F_WRITE,
   usedBytes,
 } from '../frontend/vhost/virtqueue.ts';
-import type { SharedMemory } from './shared_memory.ts';
 
 const USED_F_NO_NOTIFY = 1;
 const RING_ALIGN = 64;
@@ -21,6 +20,11 @@ export interface Part {
   length: number;
   /** Whether the device writes it. */
   writable: boolean;
+}
+
+/** Memory of the guest that this side can look into: SharedMemory, or a test's own. */
+export interface WindowedMemory {
+  window(offset: number, length: number): ArrayBuffer;
 }
 
 /** Bytes of shared memory that a queue of `size` takes. */
@@ -52,7 +56,7 @@ export class DriverQueue {
    * @param size a power of two
    */
   constructor(
-    memory: SharedMemory,
+    memory: WindowedMemory,
     at: number,
     readonly size: number,
     private readonly eventIdx: boolean,

@@ -11,7 +11,8 @@ export class SharedMemory {
   readonly fd: number;
   /** Where it is mapped in this process. */
   readonly userAddress: number;
-  private readonly mapping = new BigUint64Array(2);
+  /** What ubiblk_memory_map_shared says of the mapping: base, length, size of its pages. */
+  private readonly mapping = new BigUint64Array(3);
 
   /**
    * @param length bytes; at most 4 GiB, and used only where they are touched
