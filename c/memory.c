@@ -109,11 +109,10 @@ int ubiblk_memory_unmap(uint64_t address, uint64_t length)
 
 /*
  * Maps length bytes at offset of a peer's memory file, shared, guarded against its truncation.
- * Returns the address of byte offset, and in base_and_length what unmap_shared takes. -ERANGE where
- * the file is smaller than that, -EBADF where it isn't a file of memory.
+ * Returns the address of byte offset; in mapping what unmap_shared takes, and the size of the
+ * pages. -ERANGE where the file is smaller than that, -EBADF where it isn't a file of memory.
  */
-int64_t ubiblk_memory_map_shared(int fd, uint64_t offset, uint64_t length,
-                                 uint64_t *base_and_length)
+int64_t ubiblk_memory_map_shared(int fd, uint64_t offset, uint64_t length, uint64_t *mapping)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
@@ -138,8 +137,9 @@ int64_t ubiblk_memory_map_shared(int fd, uint64_t offset, uint64_t length,
         return err;
     }
     madvise(at, whole, MADV_DONTDUMP);
-    base_and_length[0] = (uintptr_t)at;
-    base_and_length[1] = whole;
+    mapping[0] = (uintptr_t)at;
+    mapping[1] = whole;
+    mapping[2] = page;
     return (int64_t)((uintptr_t)at + before);
 }
 

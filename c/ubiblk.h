@@ -61,7 +61,7 @@ UBIBLK_API int ubiblk_fdatasync(int fd);
 UBIBLK_API int64_t ubiblk_memory_map(uint64_t length);
 UBIBLK_API int ubiblk_memory_unmap(uint64_t address, uint64_t length);
 UBIBLK_API int64_t ubiblk_memory_map_shared(int fd, uint64_t offset, uint64_t length,
-                                            uint64_t *base_and_length);
+                                            uint64_t *mapping);
 UBIBLK_API int ubiblk_memory_unmap_shared(uint64_t base, uint64_t length);
 UBIBLK_API uint64_t ubiblk_memory_lost_counter(void);
 UBIBLK_API int ubiblk_memory_memfd(const char *name, uint64_t length);

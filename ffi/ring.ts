@@ -5,6 +5,7 @@
  * A ring belongs to the one thread that made it. Entries prepared are handed to the kernel by
  * `enter`; completions go to the handler named when the entry was prepared.
  */
+import type { Pointer } from 'bun:ffi';
 import { EAGAIN, EBUSY, EINTR, EINVAL, ENOMEM, ETIME, failed } from './errno.ts';
 import { shim } from './library.ts';
 import { high32, low32, NativeBuffer, windowOver } from './memory.ts';
@@ -13,6 +14,8 @@ import { high32, low32, NativeBuffer, windowOver } from './memory.ts';
 export const OP_READV = 1;
 export const OP_WRITEV = 2;
 export const OP_FSYNC = 3;
+const OP_READ_FIXED = 4;
+const OP_WRITE_FIXED = 5;
 export const OP_POLL_ADD = 6;
 export const OP_POLL_REMOVE = 7;
 export const OP_FALLOCATE = 17;
@@ -144,10 +147,31 @@ export class Ring {
   }
 
   /**
+   * Registers parts of memory of at most 1 GiB: transfers that name one needn't pin its pages.
+   * @returns false where the kernel or the memlock limit has no room for them
+   */
+  registerMemory(parts: readonly { address: number; length: number }[]): boolean {
+    const iovecs = new IovecTable(parts.length);
+    parts.forEach((part, i) => {
+      iovecs.set(i, part.address, part.length);
+    });
+    const at = iovecs.addressOf(0);
+    const result = shim.ubiblk_ring_register_buffers(this.handle, at as Pointer, parts.length);
+    iovecs.free();
+    return result >= 0;
+  }
+
+  /** Ends the registration; waits for transfers that use it. */
+  unregisterMemory(): void {
+    shim.ubiblk_ring_unregister_buffers(this.handle);
+  }
+
+  /**
    * Prepares a transfer on a registered file.
    * @param op OP_READ, OP_WRITE (address, bytes) or OP_READV, OP_WRITEV (iovec, count)
    * @param offset bytes into the file
    * @param rwFlags RWF_* of preadv2(2)
+   * @param buffer for OP_READ and OP_WRITE: the registered part of memory that holds the data, or -1
    */
   transfer(
     op: number,
@@ -158,10 +182,12 @@ export class Ring {
     rwFlags: number,
     handler: number,
     index: number,
+    buffer: number,
   ): void {
     const i = this.next();
     const sqes = this.sqes;
-    sqes[i] = op | (FIXED_FILE << 8);
+    const fixed = buffer < 0 ? op : op === OP_READ ? OP_READ_FIXED : OP_WRITE_FIXED;
+    sqes[i] = fixed | (FIXED_FILE << 8);
     sqes[i + 1] = file;
     sqes[i + 2] = low32(offset);
     sqes[i + 3] = high32(offset);
@@ -171,7 +197,7 @@ export class Ring {
     sqes[i + 7] = rwFlags;
     sqes[i + 8] = index;
     sqes[i + 9] = handler;
-    sqes[i + 10] = 0;
+    sqes[i + 10] = buffer < 0 ? 0 : buffer;
   }
 
   /** Prepares an fdatasync of a registered file. */

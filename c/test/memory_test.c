@@ -31,7 +31,7 @@ static void gives_zeroed_pages(void)
 static void shares_a_peers_memory_at_any_offset(void)
 {
     int fd = ubiblk_memory_memfd("test", 4 * PAGE);
-    uint64_t mapping[2];
+    uint64_t mapping[3];
     int64_t at = ubiblk_memory_map_shared(fd, PAGE + 100, PAGE, mapping);
 
     CHECK(at > 0 && at % PAGE == 100);
@@ -48,7 +48,7 @@ static void shares_a_peers_memory_at_any_offset(void)
 static void maps_nothing_past_the_end_of_the_file(void)
 {
     int fd = ubiblk_memory_memfd("test", 2 * PAGE), event = ubiblk_eventfd();
-    uint64_t mapping[2];
+    uint64_t mapping[3];
 
     CHECK_EQUAL(ubiblk_memory_map_shared(fd, 0, 2 * PAGE + 1, mapping), -ERANGE);
     CHECK_EQUAL(ubiblk_memory_map_shared(fd, 2 * PAGE, 1, mapping), -ERANGE);
@@ -64,7 +64,7 @@ static void outlives_a_peer_that_truncates_its_memory(void)
 {
     const uint32_t *lost = (const uint32_t *)(uintptr_t)ubiblk_memory_lost_counter();
     int fd = ubiblk_memory_memfd("test", 4 * PAGE);
-    uint64_t mapping[2];
+    uint64_t mapping[3];
     int64_t at = ubiblk_memory_map_shared(fd, 0, 4 * PAGE, mapping);
     uint32_t before = *lost;
 

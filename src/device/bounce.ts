@@ -23,7 +23,7 @@ const BUFFER_BYTES = 128 * 1024;
 /** An aligned buffer, and the request that fills or drains it for an outer one. */
 class Bounce extends BlockRequest {
   outer: BlockRequest | null = null;
-  buffer = 0;
+  memory = 0;
 }
 
 export class BounceLayer implements BlockDevice, RequestOwner {
@@ -43,7 +43,7 @@ export class BounceLayer implements BlockDevice, RequestOwner {
     const memory = new NativeBuffer(BUFFERS * BUFFER_BYTES);
     for (let i = 0; i < BUFFERS; i++) {
       const bounce = requests.add(new Bounce(requests.nextIndex, this, noParts));
-      bounce.buffer = memory.address + i * BUFFER_BYTES;
+      bounce.memory = memory.address + i * BUFFER_BYTES;
       bounce.segments = 1;
       this.free.push(bounce);
     }
@@ -100,7 +100,7 @@ export class BounceLayer implements BlockDevice, RequestOwner {
     bounce.offset = outer.offset + outer.transferred;
     bounce.length = left < BUFFER_BYTES ? left : BUFFER_BYTES;
     bounce.durable = outer.durable;
-    bounce.address = bounce.buffer;
+    bounce.address = bounce.memory;
     if (outer.op === WRITE) copyIn(bounce, outer);
     this.below.submit(bounce);
   }
@@ -109,19 +109,19 @@ export class BounceLayer implements BlockDevice, RequestOwner {
 function copyIn(bounce: Bounce, outer: BlockRequest): void {
   const { segments, transferred } = outer;
   if (segments === 1) {
-    shim.ubiblk_memory_copy(bounce.buffer, outer.address + transferred, bounce.length);
+    shim.ubiblk_memory_copy(bounce.memory, outer.address + transferred, bounce.length);
   } else {
     const iov = outer.iovecs.addressOf(outer.iovec);
-    shim.ubiblk_memory_gather(bounce.buffer, iov, segments, transferred, bounce.length);
+    shim.ubiblk_memory_gather(bounce.memory, iov, segments, transferred, bounce.length);
   }
 }
 
 function copyOut(bounce: Bounce, outer: BlockRequest): void {
   const { segments, transferred } = outer;
   if (segments === 1) {
-    shim.ubiblk_memory_copy(outer.address + transferred, bounce.buffer, bounce.length);
+    shim.ubiblk_memory_copy(outer.address + transferred, bounce.memory, bounce.length);
   } else {
     const iov = outer.iovecs.addressOf(outer.iovec);
-    shim.ubiblk_memory_scatter(iov, segments, transferred, bounce.buffer, bounce.length);
+    shim.ubiblk_memory_scatter(iov, segments, transferred, bounce.memory, bounce.length);
   }
 }

@@ -31,6 +31,7 @@ export const BUFFERED_FILE = 1;
 /** What does the I/O: a `Ring`, or the synchronous engine with the same shape. */
 export interface FileEngine {
   addHandler(handler: RingHandler): number;
+  /** @param buffer the registered part of memory that the data is in, -1 where it is in none */
   transfer(
     op: number,
     file: number,
@@ -40,6 +41,7 @@ export interface FileEngine {
     rwFlags: number,
     handler: number,
     index: number,
+    buffer: number,
   ): void;
   fdatasync(file: number, handler: number, index: number): void;
   fallocate(
@@ -134,6 +136,7 @@ export class FileDevice implements BlockDevice, RingHandler {
       request.durable && !read ? RWF_DSYNC : 0,
       this.handler,
       request.index,
+      one ? request.buffer : -1,
     );
   }
 
@@ -219,6 +222,7 @@ export class FileDevice implements BlockDevice, RingHandler {
       request.durable ? RWF_DSYNC : 0,
       this.handler,
       request.index,
+      -1,
     );
   }
 

@@ -40,15 +40,16 @@ export class InlineWrites implements FileEngine {
     rwFlags: number,
     handler: number,
     index: number,
+    buffer: number,
   ): void {
     const write = op === OP_WRITE || op === OP_WRITEV;
     const start = write && rwFlags === 0 ? performance.now() : 0;
     if (start <= this.ringUntil) {
-      this.ring.transfer(op, file, address, length, offset, rwFlags, handler, index);
+      this.ring.transfer(op, file, address, length, offset, rwFlags, handler, index, buffer);
       return;
     }
     const syncHandler = this.syncHandlers[handler];
-    this.sync.transfer(op, file, address, length, offset, rwFlags, syncHandler, index);
+    this.sync.transfer(op, file, address, length, offset, rwFlags, syncHandler, index, -1);
     const end = performance.now();
     if (end - start > LONG_MS) this.ringUntil = end + RING_FOR_MS;
   }

@@ -49,6 +49,8 @@ export class BlockRequest {
   address = 0;
   /** Place of the first part in `iovecs` where there are several. */
   iovec = 0;
+  /** Of one segment: the number of the registered part of memory that it lies in, or -1. */
+  buffer = -1;
   /** Low bits of all the parts' addresses, or-ed: how they are aligned. */
   addressBits = 0;
   /** Low bits of all the parts' lengths, or-ed. */

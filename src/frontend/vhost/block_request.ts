@@ -99,6 +99,7 @@ export class RequestReader {
   private readonly partGuest = new Float64Array(MAX_CHAIN);
   private readonly partAddress = new Float64Array(MAX_CHAIN);
   private readonly partLength = new Float64Array(MAX_CHAIN);
+  private readonly partBuffer = new Int32Array(MAX_CHAIN);
   private parts = 0;
   private readable = 0;
   /** The first readable part behind the header. */
@@ -219,6 +220,7 @@ export class RequestReader {
       this.partGuest[this.parts] = at;
       this.partAddress[this.parts] = this.memory.address;
       this.partLength[this.parts] = part;
+      this.partBuffer[this.parts] = this.memory.bufferOf(part);
       this.parts++;
       if (!writable) this.readable = this.parts;
       at += part;
@@ -294,6 +296,7 @@ export class RequestReader {
       length = this.partLength[from];
       request.segments = 1;
       request.address = address;
+      request.buffer = this.partBuffer[from];
       addressBits = lowBits(address);
       lengthBits = lowBits(length);
     } else {
@@ -320,6 +323,7 @@ export class RequestReader {
       }
       request.segments = segments;
       request.iovec = base;
+      request.buffer = -1;
       if (segments === 1) request.address = iovecs.address(base);
     }
     if (op === WRITE && this.facts.readOnly) return answer(request, S_IOERR);

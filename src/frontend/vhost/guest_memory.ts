@@ -15,6 +15,15 @@ export interface MemoryRegion {
   userAddress: number;
   /** Where it is mapped in this process. */
   address: number;
+  /** Bytes of its pages: above 4096 where they are huge ones, which are pinned by nature. */
+  pageBytes: number;
+}
+
+/** Registers memory with the kernel, so that a transfer needn't pin its pages; see Ring. */
+export interface MemoryRegistrar {
+  /** Registers parts of at most 1 GiB; false where the kernel has no room for them. */
+  registerMemory(parts: readonly { address: number; length: number }[]): boolean;
+  unregisterMemory(): void;
 }
 
 /**
@@ -22,25 +31,36 @@ export interface MemoryRegion {
  * indirect table of 1024 descriptors is 16 KiB.
  */
 export const MAX_VIEWED = 65536;
-const VIEW_SHIFT = 30;
-const VIEW_STRIDE = 2 ** VIEW_SHIFT;
+/** Also the largest part that can be registered (io_uring_register(2)). */
+const VIEW_STRIDE = 2 ** 30;
 
 class Region {
   readonly views: DataView[] = [];
+  readonly start: number;
   readonly end: number;
+  readonly address: number;
+  /** The number of its first registered part, -1 where it isn't registered. */
+  firstBuffer = -1;
 
-  constructor(
-    readonly start: number,
-    readonly size: number,
-    readonly address: number,
-  ) {
-    this.end = start + size;
+  constructor(readonly mapped: MemoryRegion) {
+    const { guestAddress, size, address } = mapped;
+    this.start = guestAddress;
+    this.address = address;
+    this.end = guestAddress + size;
     for (let at = 0; at < size; at += VIEW_STRIDE) {
       const length = Math.min(size - at, VIEW_STRIDE + MAX_VIEWED);
       this.views.push(new DataView(windowOver(address + at, length)));
     }
   }
 }
+
+const NO_REGION = new Region({
+  guestAddress: 0,
+  size: 0,
+  userAddress: 0,
+  address: 0,
+  pageBytes: 4096,
+});
 
 export class GuestMemory {
   /** Of the last `find`: the address in this process, and the bytes from there to the region's end. */
@@ -53,10 +73,31 @@ export class GuestMemory {
   private last: Region;
 
   constructor(regions: readonly MemoryRegion[]) {
-    this.regions = regions
-      .map((r) => new Region(r.guestAddress, r.size, r.address))
-      .sort((a, b) => a.start - b.start);
-    this.last = this.regions[0] ?? new Region(0, 0, 0);
+    this.regions = regions.map((region) => new Region(region)).sort((a, b) => a.start - b.start);
+    this.last = this.regions[0] ?? NO_REGION;
+  }
+
+  /**
+   * Registers what is made of huge pages. Ordinary pages are left alone: registering would pin all of
+   * a guest's memory, which takes ballooning and overcommit away from its host.
+   * @returns bytes registered
+   */
+  register(registrar: MemoryRegistrar): number {
+    const parts: { address: number; length: number }[] = [];
+    const huge = this.regions.filter((region) => region.mapped.pageBytes > 4096);
+    const firsts = huge.map(({ mapped }) => {
+      const first = parts.length;
+      for (let at = 0; at < mapped.size; at += VIEW_STRIDE) {
+        const length = Math.min(mapped.size - at, VIEW_STRIDE);
+        parts.push({ address: mapped.address + at, length });
+      }
+      return first;
+    });
+    if (parts.length === 0 || !registrar.registerMemory(parts)) return 0;
+    huge.forEach((region, i) => {
+      region.firstBuffer = firsts[i];
+    });
+    return parts.reduce((sum, part) => sum + part.length, 0);
   }
 
   /** Looks a guest physical address up; false where no region has it. Sets `address`, `available`. */
@@ -71,6 +112,15 @@ export class GuestMemory {
     this.address = region.address + (guestAddress - region.start);
     this.available = region.end - guestAddress;
     return true;
+  }
+
+  /** The registered part that holds `length` bytes from the last `find` on, -1 where none does. */
+  bufferOf(length: number): number {
+    const { firstBuffer, address } = this.last;
+    if (firstBuffer < 0) return -1;
+    const inRegion = this.address - address;
+    const part = Math.floor(inRegion / VIEW_STRIDE);
+    return inRegion + length <= (part + 1) * VIEW_STRIDE ? firstBuffer + part : -1;
   }
 
   /**

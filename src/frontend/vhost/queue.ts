@@ -22,7 +22,7 @@ import {
   S_OK,
   type VhostRequest,
 } from './block_request.ts';
-import { GuestMemory } from './guest_memory.ts';
+import { GuestMemory, type MemoryRegistrar } from './guest_memory.ts';
 import { InflightRecord } from './inflight.ts';
 import { Command, type QueueLink, type RingStart, type SharedState } from './queue_link.ts';
 import { Virtqueue, VirtqueueError } from './virtqueue.ts';
@@ -42,6 +42,8 @@ interface RunningRing {
   queue: Virtqueue;
   reader: RequestReader;
   inflight: InflightRecord | null;
+  /** Bytes of memory that are registered. */
+  registered: number;
   errFd: number;
 }
 
@@ -69,6 +71,7 @@ export class VhostQueue implements RequestOwner {
   /**
    * @param device the top of the queue's own device stack
    * @param waiter also completes the device's I/O
+   * @param registrar where the guest's memory may be registered, null where that gains nothing
    */
   constructor(
     private readonly device: BlockDevice,
@@ -79,6 +82,7 @@ export class VhostQueue implements RequestOwner {
     private readonly shared: SharedState,
     private readonly options: QueueOptions,
     private readonly log: Log,
+    private readonly registrar: MemoryRegistrar | null,
   ) {
     this.pool = new RequestPool(this, requests);
     this.lostMemory = new Uint32Array(windowOver(shim.ubiblk_memory_lost_counter() as number, 4));
@@ -234,12 +238,13 @@ export class VhostQueue implements RequestOwner {
     this.pool.reserve(start.size);
     if (this.answered.length < start.size) this.answered = new Uint16Array(start.size);
     const memory = new GuestMemory(this.shared.regions);
+    const registered = this.registrar ? memory.register(this.registrar) : 0;
     const queue = new Virtqueue(start);
     const { deviceId } = this.options;
     const reader = new RequestReader(memory, queue, this.facts, deviceId);
     const inflight = start.inflight > 0 ? new InflightRecord(start.inflight, start.size) : null;
-    const ring = { queue, reader, inflight, errFd: start.errFd };
-    this.log.debug('the ring starts', { size: start.size, heapBytes: heapSize() });
+    const ring = { queue, reader, inflight, registered, errFd: start.errFd };
+    this.log.debug('the ring starts', { size: start.size, registered, heapBytes: heapSize() });
     this.ring = ring;
     this.mustPoll = start.kickFd < 0;
     if (!this.mustPoll) this.waiter.watch(start.kickFd);
@@ -277,6 +282,7 @@ export class VhostQueue implements RequestOwner {
     }
     this.waiter.unwatch();
     ring.reader.close();
+    if (ring.registered > 0) this.registrar?.unregisterMemory();
     this.log.debug('the ring is stopped', { heapBytes: heapSize() });
     this.ring = null;
     this.callFd = -1;

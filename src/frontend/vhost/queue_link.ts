@@ -37,7 +37,7 @@ const LINK_BYTES = INTS * 4 + ARGS * 8;
 const WRITEBACK = 0;
 const REGION_COUNT = 1;
 const SHARED_INTS = 4;
-const REGION_FIELDS = 4;
+const REGION_FIELDS = 5;
 const SHARED_BYTES = SHARED_INTS * 4 + MAX_MEMORY_SLOTS * REGION_FIELDS * 8;
 
 /** Bytes of the SharedArrayBuffer for so many queues. */
@@ -83,15 +83,17 @@ export class SharedState {
   get regions(): MemoryRegion[] {
     const regions: MemoryRegion[] = [];
     for (let i = 0; i < Atomics.load(this.ints, REGION_COUNT); i++) {
-      const [guestAddress, size, userAddress, address] = this.table.subarray(i * REGION_FIELDS);
-      regions.push({ guestAddress, size, userAddress, address });
+      const at = i * REGION_FIELDS;
+      const [guestAddress, size, userAddress, address, pageBytes] = this.table.subarray(at);
+      regions.push({ guestAddress, size, userAddress, address, pageBytes });
     }
     return regions;
   }
 
   set regions(regions: readonly MemoryRegion[]) {
     regions.forEach((r, i) => {
-      this.table.set([r.guestAddress, r.size, r.userAddress, r.address], i * REGION_FIELDS);
+      const fields = [r.guestAddress, r.size, r.userAddress, r.address, r.pageBytes];
+      this.table.set(fields, i * REGION_FIELDS);
     });
     Atomics.store(this.ints, REGION_COUNT, regions.length);
   }

@@ -11,6 +11,7 @@ import { NullDevice } from '../../device/null_device.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
+import type { MemoryRegistrar } from './guest_memory.ts';
 import { VhostQueue } from './queue.ts';
 import { QueueLink, SharedState } from './queue_link.ts';
 import type { QueueStart, WorkerAnswer } from './server.ts';
@@ -59,6 +60,7 @@ function build(start: QueueStart): VhostQueue {
   const fds = [facts.fd, facts.bufferedFd];
   let waiter: Waiter;
   let engine: FileEngine;
+  let registrar: MemoryRegistrar | null = null;
   if (options.ioEngine === 'sync') {
     waiter = new EpollWaiter(wakeFd);
     engine = new SyncEngine(fds);
@@ -69,6 +71,7 @@ function build(start: QueueStart): VhostQueue {
     if (facts.fd >= 0) ring.registerFiles(fds);
     log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
     waiter = new RingWaiter(ring, wakeFd);
+    registrar = ring;
     engine =
       facts.direct || facts.writeThrough ? ring : new InlineWrites(ring, new SyncEngine(fds));
   }
@@ -82,6 +85,7 @@ function build(start: QueueStart): VhostQueue {
     new SharedState(start.shared),
     { deviceId: options.deviceId, pollTimeoutUs: options.pollQueueTimeoutUs },
     log,
+    facts.direct ? registrar : null,
   );
 }
 

@@ -325,8 +325,8 @@ export class Session {
         throw new ProtocolError('memory regions that overlap');
       }
     }
-    const { address, base, mapped } = mapShared(fd, offset, size, 'a memory region');
-    return { guestAddress, size, userAddress, address, base, mapped };
+    const mapping = mapShared(fd, offset, size, 'a memory region');
+    return { guestAddress, size, userAddress, ...mapping };
   }
 
   private dropRegions(regions: readonly MappedRegion[]): void {
@@ -644,13 +644,18 @@ function mapShared(
   offset: number,
   size: number,
   what: string,
-): { address: number; base: number; mapped: number } {
-  const mapping = new BigUint64Array(2);
+): { address: number; base: number; mapped: number; pageBytes: number } {
+  const mapping = new BigUint64Array(3);
   const address = shim.ubiblk_memory_map_shared(fd, offset, size, mapping) as number;
   if (address < 0) {
     throw new ProtocolError(
       `${what} of ${size} bytes at ${offset} of its file can't be mapped: ${errnoName(address)}`,
     );
   }
-  return { address, base: Number(mapping[0]), mapped: Number(mapping[1]) };
+  return {
+    address,
+    base: Number(mapping[0]),
+    mapped: Number(mapping[1]),
+    pageBytes: Number(mapping[2]),
+  };
 }
