@@ -8,7 +8,7 @@ die() {
   exit 1
 }
 
-# Prints the path of Bun: npm's link, or where its postinstall script didn't run, the program itself.
+# Prints the path of Bun: npm's link or, where its postinstall script didn't run, the program.
 find_bun() {
   local bun
   for bun in node_modules/.bin/bun node_modules/@oven/bun-linux-*/bin/bun; do

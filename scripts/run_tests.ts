@@ -1,7 +1,8 @@
 /**
  * The test runner behind `npm test`: runs each suite as a process with a hard time limit, because a
  * test that blocks in an FFI call can't be stopped from within, and sums up their numbers. What a
- * suite starts inherits a mark in its environment, by which whatever is left over is found and killed. Suites are found by folder:
+ * suite starts inherits a mark in its environment, by which left-overs are found and killed.
+ * Suites are found by folder:
  *
  *   c/test/*_test.c                          C tests, built with AddressSanitizer and UBSan
  *   src, ffi, test: **\/*.test.ts             unit tests, two files at a time

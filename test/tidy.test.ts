@@ -1,4 +1,4 @@
-/** What keeps the house in order and no other tool looks at: walls between rooms, pages, left-overs. */
+/** What keeps the house in order: walls between rooms, pages, left-overs. */
 import { expect, test } from 'bun:test';
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join, normalize } from 'node:path';
@@ -6,6 +6,7 @@ import { commands } from '../src/commands/table.ts';
 
 const sources = ['src', 'ffi']
   .flatMap((folder) => [...new Bun.Glob(`${folder}/**/*.ts`).scanSync('.')])
+  .filter((path) => !path.endsWith('.d.ts'))
   .sort();
 
 /**
@@ -34,7 +35,7 @@ function roomOf(path: string): string {
   return rest.length === 0 ? 'foundations' : room;
 }
 
-/** The modules that a file names in import, export and import(): packages, and paths from the root. */
+/** The modules that a file imports or exports from: packages, and paths from the root. */
 function importsOf(path: string): string[] {
   const named = readFileSync(path, 'utf8').matchAll(
     /(?:^import|^export|^\} from|\bfrom|\bimport\()\s*'([^']+)'/gm,
@@ -87,6 +88,18 @@ test('imports run downwards only', () => {
         .map((target) => `${path} -> ${target}`),
     );
   expect(upwards).toEqual([]);
+});
+
+test('every file is part of the executable', () => {
+  const used = new Set<string>();
+  const visit = (path: string): void => {
+    if (used.has(path)) return;
+    used.add(path);
+    for (const target of importsOf(path)) if (sources.includes(target)) visit(target);
+  };
+  visit('src/main.ts');
+  for (const path of sources) if (path.endsWith('_worker.ts')) visit(path);
+  expect(sources.filter((path) => !path.endsWith('.test.ts') && !used.has(path))).toEqual([]);
 });
 
 test('every subcommand has its page, which the README points to', () => {
