@@ -202,7 +202,8 @@ export class VhostQueue implements RequestOwner {
       this.spunUs += slice;
       return;
     }
-    if (queue.startNotifications()) return;
+    // Of a full ring there is nothing to take, whatever its driver claims: a completion wakes us.
+    if (this.open < queue.size && queue.startNotifications()) return;
     if (this.link.command === Command.NONE) this.waiter.sleep();
     this.spunUs = 0;
   }
