@@ -27,6 +27,14 @@ export function inflightBytes(queueSize: number): number {
   return Math.ceil((HEADER_BYTES + ENTRY_BYTES * queueSize) / ALIGN) * ALIGN;
 }
 
+/**
+ * Bytes that each queue has in a record of `totalBytes` for `queues` of them: at least what
+ * `inflightBytes` of their size says, where whoever made the record gave no more.
+ */
+export function inflightShare(totalBytes: number, queues: number): number {
+  return Math.floor(totalBytes / queues / ALIGN) * ALIGN;
+}
+
 export class InflightRecord {
   private readonly bytes: Uint8Array;
   private readonly words: Uint16Array;

@@ -8,7 +8,7 @@ import { errnoName } from '../../../ffi/errno.ts';
 import { shim } from '../../../ffi/library.ts';
 import { type BlockConfig, F } from './block_config.ts';
 import type { MemoryRegion } from './guest_memory.ts';
-import { inflightBytes } from './inflight.ts';
+import { inflightBytes, inflightShare } from './inflight.ts';
 import {
   FLAG_NEED_REPLY,
   FLAG_REPLY,
@@ -95,7 +95,8 @@ interface Inflight {
   mapped: number;
   address: number;
   queues: number;
-  queueSize: number;
+  /** Bytes of each queue's record. */
+  queueBytes: number;
 }
 
 const PROTOCOL_FEATURES = [
@@ -537,7 +538,9 @@ export class Session {
 
   private getInflight(message: Message, payload: DataView): Reply {
     const { queues, queueSize } = this.inflightShape(payload);
-    const size = queues * inflightBytes(queueSize);
+    // QEMU asks for its `queue-size`, 128, and shows the guest rings of 1024: the record has room for
+    // the largest ring. Only pages that are used take memory.
+    const size = queues * inflightBytes(Math.max(queueSize, this.options.queueSize));
     const fd = shim.ubiblk_memory_memfd(Buffer.from('ubiblk-inflight\0'), size);
     if (fd < 0) throw new ProtocolError(`no memory for in-flight tracking: ${errnoName(fd)}`);
     const view = new DataView(new ArrayBuffer(INFLIGHT_BYTES));
@@ -558,7 +561,7 @@ export class Session {
     const stopped = this.pause();
     this.dropInflight();
     const mapped = mapShared(message.fds[0], offset, size, 'the in-flight record');
-    this.inflight = { ...mapped, queues, queueSize };
+    this.inflight = { ...mapped, queues, queueBytes: inflightShare(size, queues) };
     this.resume(stopped);
     return null;
   }
@@ -577,9 +580,10 @@ export class Session {
 
   private inflightOf(index: number, size: number): number {
     const record = this.inflight;
-    // QEMU asks for records of its `queue-size`, and lets SeaBIOS set up a larger ring than that.
-    if (!record || index >= record.queues || size > record.queueSize) return 0;
-    return record.address + index * inflightBytes(record.queueSize);
+    if (!record || index >= record.queues) return 0;
+    // A record that another backend made may be too small for the ring: go on without it.
+    if (inflightBytes(size) > record.queueBytes) return 0;
+    return record.address + index * record.queueBytes;
   }
 
   private dropInflight(): void {
