@@ -9,6 +9,7 @@ import { shim } from '../../../ffi/library.ts';
 import { type BlockConfig, F } from './block_config.ts';
 import type { MemoryRegion } from './guest_memory.ts';
 import { inflightBytes, inflightShare } from './inflight.ts';
+import { type Mapping, MemoryTable, mapShared, REGION_BYTES, unmapShared } from './memory_table.ts';
 import {
   FLAG_NEED_REPLY,
   FLAG_REPLY,
@@ -67,12 +68,6 @@ export interface Reply {
   fd: number;
 }
 
-interface MappedRegion extends MemoryRegion {
-  /** What to unmap. */
-  base: number;
-  mapped: number;
-}
-
 interface Vring {
   size: number;
   nextAvailable: number;
@@ -90,10 +85,7 @@ interface Vring {
   running: boolean;
 }
 
-interface Inflight {
-  base: number;
-  mapped: number;
-  address: number;
+interface Inflight extends Mapping {
   queues: number;
   /** Bytes of each queue's record. */
   queueBytes: number;
@@ -107,14 +99,13 @@ const PROTOCOL_FEATURES = [
   PROTOCOL_F_CONFIGURE_MEM_SLOTS,
 ].reduce((all, bit) => all | (1n << BigInt(bit)), 0n);
 
-const REGION_BYTES = 32;
 const INFLIGHT_BYTES = 24;
 const CONFIG_HEADER_BYTES = 12;
 
 export class Session {
   private features = 0n;
   private protocolFeatures = 0n;
-  private regions: MappedRegion[] = [];
+  private readonly memory = new MemoryTable();
   private inflight: Inflight | null = null;
   private readonly vrings: Vring[];
 
@@ -167,8 +158,7 @@ export class Session {
   /** Ends the session: queues stop when their requests are done, memory and descriptors go. */
   close(): void {
     this.stopAll();
-    this.dropRegions(this.regions);
-    this.regions = [];
+    this.memory.clear();
     this.dropInflight();
     for (const vring of this.vrings) {
       for (const fd of [vring.kickFd, vring.callFd, vring.errFd]) closeIfOpen(fd);
@@ -270,68 +260,33 @@ export class Session {
       throw new ProtocolError(`a memory table of ${count} regions with ${fds.length} descriptors`);
     }
     need(message, 8 + count * REGION_BYTES);
-    const stopped = this.pause();
-    this.dropRegions(this.regions);
-    this.regions = [];
-    for (let i = 0; i < count; i++) {
-      this.regions.push(this.map(payload, 8 + i * REGION_BYTES, fds[i]));
-    }
-    this.queues.setRegions(this.regions);
-    this.resume(stopped);
+    this.changeMemory(() => {
+      this.memory.clear();
+      fds.forEach((fd, i) => {
+        this.memory.add(payload, 8 + i * REGION_BYTES, fd);
+      });
+    });
     return null;
   }
 
   private addRegion(message: Message): null {
     const payload = need(message, 8 + REGION_BYTES);
     if (message.fds.length !== 1) throw new ProtocolError('a memory region without its descriptor');
-    if (this.regions.length >= MAX_MEMORY_SLOTS) throw new ProtocolError('too many memory regions');
-    const region = this.map(payload, 8, message.fds[0]);
-    const stopped = this.pause();
-    this.regions.push(region);
-    this.queues.setRegions(this.regions);
-    this.resume(stopped);
+    this.changeMemory(() => this.memory.add(payload, 8, message.fds[0]));
     return null;
   }
 
   private removeRegion(payload: DataView): null {
-    const guestAddress = readU64(payload, 8);
-    const size = readU64(payload, 16);
-    const userAddress = readU64(payload, 24);
-    const index = this.regions.findIndex(
-      (r) => r.guestAddress === guestAddress && r.size === size && r.userAddress === userAddress,
-    );
-    if (index < 0) throw new ProtocolError('a memory region to remove that was never added');
-    const stopped = this.pause();
-    const removed = this.regions.splice(index, 1);
-    this.queues.setRegions(this.regions);
-    this.dropRegions(removed);
-    this.resume(stopped);
+    this.changeMemory(() => this.memory.remove(payload, 8));
     return null;
   }
 
-  private map(payload: DataView, at: number, fd: number): MappedRegion {
-    const guestAddress = readU64(payload, at);
-    const size = readU64(payload, at + 8);
-    const userAddress = readU64(payload, at + 16);
-    const offset = readU64(payload, at + 24);
-    if (size === 0) throw new ProtocolError('a memory region of no size');
-    if (guestAddress + size > Number.MAX_SAFE_INTEGER) {
-      throw new ProtocolError('a memory region beyond what any guest has');
-    }
-    for (const other of this.regions) {
-      if (
-        guestAddress < other.guestAddress + other.size &&
-        other.guestAddress < guestAddress + size
-      ) {
-        throw new ProtocolError('memory regions that overlap');
-      }
-    }
-    const mapping = mapShared(fd, offset, size, 'a memory region');
-    return { guestAddress, size, userAddress, ...mapping };
-  }
-
-  private dropRegions(regions: readonly MappedRegion[]): void {
-    for (const region of regions) shim.ubiblk_memory_unmap_shared(region.base, region.mapped);
+  /** Changes the memory table while no queue touches any of it. */
+  private changeMemory(change: () => void): void {
+    const stopped = this.pause();
+    change();
+    this.queues.setRegions(this.memory.regions);
+    this.resume(stopped);
   }
 
   /** Stops the running rings; returns which they were. */
@@ -470,9 +425,9 @@ export class Session {
     const { size } = vring;
     this.queues.start(index, {
       size,
-      descriptors: this.translate(vring.descriptors, size * DESC_BYTES, 16),
-      available: this.translate(vring.available, availBytes(size), 2),
-      used: this.translate(vring.used, usedBytes(size), 4),
+      descriptors: this.memory.translate(vring.descriptors, size * DESC_BYTES, 16),
+      available: this.memory.translate(vring.available, availBytes(size), 2),
+      used: this.memory.translate(vring.used, usedBytes(size), 4),
       nextAvailable: vring.nextAvailable,
       kickFd: vring.kickFd,
       callFd: vring.callFd,
@@ -494,18 +449,6 @@ export class Session {
 
   private stopAll(): void {
     this.pause();
-  }
-
-  /** The address in this process of what the frontend has at one of its own. */
-  private translate(userAddress: number, length: number, align: number): number {
-    for (const region of this.regions) {
-      const at = userAddress - region.userAddress;
-      if (at < 0 || at + length > region.size) continue;
-      const address = region.address + at;
-      if (address % align !== 0) throw new ProtocolError('a ring that is not aligned');
-      return address;
-    }
-    throw new ProtocolError('a ring outside the memory table');
   }
 
   // Configuration space
@@ -587,9 +530,7 @@ export class Session {
   }
 
   private dropInflight(): void {
-    if (this.inflight) {
-      shim.ubiblk_memory_unmap_shared(this.inflight.base, this.inflight.mapped);
-    }
+    if (this.inflight) unmapShared(this.inflight);
     this.inflight = null;
   }
 
@@ -641,25 +582,4 @@ function configPart(message: Pick<Message, 'request' | 'payload'>): {
     throw new ProtocolError(`${size} bytes at ${offset} of the configuration space`);
   }
   return { offset, size };
-}
-
-function mapShared(
-  fd: number,
-  offset: number,
-  size: number,
-  what: string,
-): { address: number; base: number; mapped: number; pageBytes: number } {
-  const mapping = new BigUint64Array(3);
-  const address = shim.ubiblk_memory_map_shared(fd, offset, size, mapping) as number;
-  if (address < 0) {
-    throw new ProtocolError(
-      `${what} of ${size} bytes at ${offset} of its file can't be mapped: ${errnoName(address)}`,
-    );
-  }
-  return {
-    address,
-    base: Number(mapping[0]),
-    mapped: Number(mapping[1]),
-    pageBytes: Number(mapping[2]),
-  };
 }
