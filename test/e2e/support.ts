@@ -60,6 +60,8 @@ export interface DiskOptions {
   sizeBytes?: number;
   /** `ext4` stands for whatever file system the disk folder has. */
   kind?: 'ext4' | 'tmpfs' | 'loop512' | 'loop4096';
+  /** Loop devices only: the kernel refuses writes. */
+  readOnly?: boolean;
 }
 
 /** Values of the configuration file; `path` and `socket` are added by {@link Bed.serve}. */
@@ -95,7 +97,7 @@ export class Bed {
 
   /** Makes a raw disk of zeroes and returns its path: a file or a loop device. */
   disk(options: DiskOptions = {}): string {
-    const { sizeBytes = 64 << 20, kind = 'ext4' } = options;
+    const { sizeBytes = 64 << 20, kind = 'ext4', readOnly = false } = options;
     const folder = kind === 'tmpfs' ? this.makeFolder(folders.memory ?? '/dev/shm') : this.folder;
     const file = join(folder, `disk${this.count++}.raw`);
     const fd = openSync(file, 'wx', 0o600);
@@ -103,7 +105,8 @@ export class Bed {
     closeSync(fd);
     if (!kind.startsWith('loop')) return file;
     const sectorBytes = kind.slice('loop'.length);
-    const made = spawnSync('losetup', ['-f', '--show', '-b', sectorBytes, file], {
+    const mode = readOnly ? ['-r'] : [];
+    const made = spawnSync('losetup', ['-f', '--show', '-b', sectorBytes, ...mode, file], {
       encoding: 'utf8',
     });
     if (made.status !== 0) throw new Error(`losetup: ${made.stderr}`);

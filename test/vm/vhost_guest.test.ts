@@ -1,7 +1,6 @@
 /** A QEMU guest with the disk: what its kernel sees, and what it finds again after a reset. */
 
 import { expect } from 'bun:test';
-import { spawnSync } from 'node:child_process';
 import { Bed, need, seed, testWith } from '../e2e/support.ts';
 
 // The guest's processor is emulated: everything in it takes ten times as long.
@@ -76,9 +75,7 @@ testWith(
       num_queues: 2,
     });
     const through = await bed.serve(bed.disk({ kind: 'loop4096' }), { write_through: true });
-    const readOnly = bed.disk({ kind: 'loop512' });
-    expect(spawnSync('blockdev', ['--setro', readOnly]).status).toBe(0);
-    const fixed = await bed.serve(readOnly);
+    const fixed = await bed.serve(bed.disk({ kind: 'loop512', readOnly: true }));
     const guest = bed.guest(
       { sockets: [`${plain.socket},num-queues=2`, through.socket, fixed.socket].map(oneQueue) },
       `${show}
