@@ -41,6 +41,7 @@ async function finish(child: Child, deadlineMs: number): Promise<string> {
 
 /** Runs libblkio's benchmark against a server. */
 export async function measure(server: RunningServer, row: Row, seconds: number): Promise<Sample> {
+  if (!server.child.running) throw new Error(`${server.name} has ended: ${server.child.report()}`);
   const argv = [client('blkio-bench'), `--num-threads=${row.queues}`, `--iodepth=${row.depth}`];
   argv.push(`--readwrite=${row.access}`, `--blocksize=${row.blockBytes}`, `--runtime=${seconds}`);
   if (row.poll) argv.push('--poll');
@@ -71,6 +72,8 @@ export async function measureFile(
       '--ioengine=io_uring',
       '--registerfiles=1',
       `--direct=${row.place === 'direct' ? 1 : 0}`,
+      // It empties the page cache otherwise.
+      '--invalidate=0',
       `--rw=${row.access}`,
       `--bs=${row.blockBytes}`,
       `--iodepth=${row.depth}`,

@@ -200,7 +200,7 @@ function side(samples: Sample[]): string[] {
   ];
 }
 
-const widths = [30, 20, 8, 7, 20, 8, 7, 18, 7];
+const widths = [34, 20, 8, 7, 20, 8, 7, 18, 7];
 
 function printColumns(cells: string[], rest: string): void {
   console.log(`${cells.map((cell, i) => cell.padEnd(widths[i])).join(' ')} ${rest}`);
@@ -225,7 +225,7 @@ function printSingle(single: Single): void {
   );
 }
 
-/** Start-up time, memory by number of queues, and memory over ten million requests. */
+/** Start-up time, memory by number of queues, and a queue's heap over ten million requests. */
 async function processRows(folder: string, file: string): Promise<Single[]> {
   const singles: Single[] = [];
   const report = (name: string, value: number, unit: string, bound: number) => {
@@ -256,16 +256,18 @@ async function processRows(folder: string, file: string): Promise<Single[]> {
     report('process memory, one queue', sizes[0], 'MB', 90);
     report('process memory, per further queue', (sizes[1] - sizes[0]) / 8, 'MB', 3);
   }
-  if (wanted('process growth')) {
-    const server = await startOurs({ ...served, place: 'null' });
+  if (wanted('process heap')) {
+    const server = await startOurs({ ...served, place: 'null' }, { UBIBLK_LOG: 'debug' });
     const load = { ...row, place: 'null' as const, depth: 32, poll: true };
-    await measure(server, load, 2);
-    const before = residentBytes(server.child.pid);
-    let requests = 0;
-    while (requests < 10_000_000) requests += (await measure(server, load, 5)).iops * 5;
-    const grown = (residentBytes(server.child.pid) - before) / mebibyte;
+    const { iops } = await measure(server, load, 2);
+    const from = server.child.stderr.text.length;
+    const length = Math.ceil(1.2e7 / iops);
+    const requests = (await measure(server, load, length)).iops * length;
+    await server.child.said(/the ring is stopped/, 10_000, from, server.child.stderr);
+    const sizes = [...server.child.stderr.text.slice(from).matchAll(/heapBytes=(\d+)/g)];
     await stop(server);
-    report(`process growth over ${(requests / 1e6).toFixed(0)} million`, grown, 'MB', 1);
+    const grown = Number(sizes.at(-1)?.[1]) - Number(sizes[0]?.[1]);
+    report(`process heap, ${Math.floor(requests / 1e6)} million requests`, grown / 1024, 'KB', 1024);
   }
   return singles;
 }
@@ -309,7 +311,7 @@ async function main(): Promise<void> {
   const rows = allRows(cores);
   if (options.list) {
     for (const row of rows) console.log(row.name);
-    for (const name of ['start', 'memory', 'growth']) console.log(`process ${name}`);
+    for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
     return;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');

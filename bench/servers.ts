@@ -31,7 +31,10 @@ process.on('exit', () => {
 let count = 0;
 
 /** Starts `ubiblk serve vhost`. @throws Error with its output if it doesn't listen within 10 s */
-export async function startOurs(served: Served): Promise<RunningServer> {
+export async function startOurs(
+  served: Served,
+  env: Record<string, string> = {},
+): Promise<RunningServer> {
   const socket = join(served.folder, `ours${count++}.sock`);
   const config = join(served.folder, `ours${count}.yaml`);
   const settings = {
@@ -46,7 +49,7 @@ export async function startOurs(served: Served): Promise<RunningServer> {
   const argv = [binary, 'serve', 'vhost', '--config', config];
   if (served.place === 'null') argv.push('--null', String(served.sizeBytes));
   const from = performance.now();
-  const child = start(argv);
+  const child = start(argv, env);
   await child.said(/listening on /, 10_000, 0, child.stderr);
   return { name: 'ubiblk', child, socket, startMs: performance.now() - from };
 }
@@ -87,8 +90,8 @@ export async function startPeer(served: Served, mode: string): Promise<RunningSe
   return { name: `qemu-storage-daemon ${mode}`, child, socket, startMs: performance.now() - from };
 }
 
-function start(argv: string[]): Child {
-  const child = new Child(argv);
+function start(argv: string[], env: Record<string, string> = {}): Child {
+  const child = new Child(argv, { env });
   running.add(child);
   return child;
 }
