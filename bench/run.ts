@@ -267,7 +267,12 @@ async function processRows(folder: string, file: string): Promise<Single[]> {
     const sizes = [...server.child.stderr.text.slice(from).matchAll(/heapBytes=(\d+)/g)];
     await stop(server);
     const grown = Number(sizes.at(-1)?.[1]) - Number(sizes[0]?.[1]);
-    report(`process heap, ${Math.floor(requests / 1e6)} million requests`, grown / 1024, 'KB', 1024);
+    report(
+      `process heap, ${Math.floor(requests / 1e6)} million requests`,
+      grown / 1024,
+      'KB',
+      1024,
+    );
   }
   return singles;
 }
