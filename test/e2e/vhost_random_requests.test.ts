@@ -55,3 +55,14 @@ test('random requests: an offset at the end of a disk beyond 4 GiB', async () =>
   }
   await bed.stop(server);
 }, 60_000);
+
+test('random requests: 64 queues, the most there can be', async () => {
+  await using bed = new Bed();
+  const disk = bed.disk();
+  const server = await bed.serve(disk, { num_queues: 64 });
+  const state = bed.path('state');
+  const load = { queues: 64, depth: 128, span: 32 << 20, state, zero: 1 };
+  await bed.check(server.socket, { ...load, ops: 20_000, seed });
+  await bed.stop(server);
+  await bed.compareFile(disk, state, { span: load.span });
+}, 60_000);
