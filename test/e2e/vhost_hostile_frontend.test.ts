@@ -1,0 +1,438 @@
+/**
+ * Frontends and guests that break every rule, against the running server: it ends their connection or
+ * their queue and nothing else. After each of them an ordinary client finds its disk in order, served
+ * by the same process.
+ */
+import { expect, test } from 'bun:test';
+import { ftruncateSync, readdirSync, readFileSync, writeSync } from 'node:fs';
+import { shim } from '../../ffi/library.ts';
+import { Request } from '../../src/frontend/vhost/protocol.ts';
+import { BlockClient } from '../../src/probe/block_client.ts';
+import { DriverQueue, QueueEvents } from '../../src/probe/driver_queue.ts';
+import {
+  ConnectionClosed,
+  configPayload,
+  FrontendConnection,
+  messageBytes,
+  regionPayload,
+  u64Payload,
+  vringAddresses,
+  vringFd,
+  vringState,
+} from '../../src/probe/frontend_connection.ts';
+import { writeAndCompare } from '../../src/probe/phases.ts';
+import { SharedMemory } from '../../src/probe/shared_memory.ts';
+import { Random } from '../random.ts';
+import { GUEST, inflightPayload, memoryFile, randomMessage, USER } from '../vhost/fake_frontend.ts';
+import { putHeader } from '../vhost/fake_guest.ts';
+import { Bed, type Server, seed, soak } from './support.ts';
+
+const MIB = 1 << 20;
+const TIMEOUT_MS = 10_000;
+/** indirect_desc, event_idx, protocol_features, version_1. */
+const FEATURES = 0x1_7000_0000n;
+const PROTOCOL_FEATURES = 0x9209n;
+
+/** Connects; the frontend before may be on its way out, which refuses this one at first. */
+function connect(server: Server): FrontendConnection {
+  for (const deadline = Date.now() + TIMEOUT_MS; ; ) {
+    const connection = FrontendConnection.connect(server.socket, TIMEOUT_MS);
+    try {
+      connection.ask(Request.GET_FEATURES);
+      return connection;
+    } catch (error) {
+      connection.close();
+      if (Date.now() > deadline || !server.child.running) throw error;
+    }
+  }
+}
+
+/**
+ * An ordinary client writes a megabyte, flushes it, and reads it back. Clients here block the thread:
+ * the server's log is read first, or the server would wait for that.
+ */
+async function expectOrder(server: Server): Promise<void> {
+  await Bun.sleep(0);
+  const connection = connect(server);
+  const options = { depth: 16, transferBytes: 65536, timeoutMs: TIMEOUT_MS };
+  const client = new BlockClient(connection, options);
+  writeAndCompare(client, MIB, options.depth, seed);
+  client.close();
+  connection.close();
+  expect(server.child.running).toBe(true);
+}
+
+/** What the server holds open and mapped of its frontends. */
+function held(server: Server): { descriptors: number; mappings: number } {
+  const folder = `/proc/${server.child.pid}`;
+  const maps = readFileSync(`${folder}/maps`, 'utf8');
+  return {
+    descriptors: readdirSync(`${folder}/fd`).length,
+    mappings: (maps.match(/\/memfd:ubiblk-(test-guest|probe|inflight)/g) ?? []).length,
+  };
+}
+
+/** Resolves when the server has let go of the last frontend. */
+async function expectHeld(server: Server, expected: ReturnType<typeof held>): Promise<void> {
+  for (const deadline = Date.now() + TIMEOUT_MS; Date.now() < deadline; await Bun.sleep(5)) {
+    if (Bun.deepEquals(held(server), expected)) return;
+  }
+  expect(held(server)).toEqual(expected);
+}
+
+/** A virtual machine with several queues, driven by hand. */
+class Machine {
+  readonly connection: FrontendConnection;
+  readonly memory: SharedMemory;
+  readonly queues: DriverQueue[] = [];
+  readonly events: QueueEvents[] = [];
+  readonly errFds: number[] = [];
+
+  constructor(
+    server: Server,
+    readonly size = 64,
+    queues = 2,
+  ) {
+    this.connection = connect(server);
+    this.connection.ask(Request.GET_PROTOCOL_FEATURES);
+    this.connection.send(Request.SET_PROTOCOL_FEATURES, u64Payload(PROTOCOL_FEATURES));
+    this.connection.askAck(Request.SET_FEATURES, u64Payload(FEATURES));
+    this.memory = new SharedMemory(4 * MIB, 0x1_0000_0000);
+    const { guestAddress, length, userAddress, fd } = this.memory;
+    const region = regionPayload({ guestAddress, length, userAddress, fileOffset: 0 });
+    this.connection.askAck(Request.ADD_MEM_REG, region, [fd]);
+    for (let i = 0; i < queues; i++) this.startQueue(i);
+  }
+
+  private startQueue(index: number): void {
+    const queue = new DriverQueue(this.memory, index * 0x10000, this.size, true);
+    const events = new QueueEvents();
+    const errFd = shim.ubiblk_eventfd();
+    const at = (offset: number) => this.memory.userAddress + offset;
+    const addresses = vringAddresses(
+      index,
+      at(queue.descriptorsAt),
+      at(queue.usedAt),
+      at(queue.availableAt),
+    );
+    this.connection.askAck(Request.SET_VRING_NUM, vringState(index, this.size));
+    this.connection.askAck(Request.SET_VRING_ADDR, addresses);
+    this.connection.askAck(Request.SET_VRING_CALL, vringFd(index), [events.callFd]);
+    this.connection.askAck(Request.SET_VRING_ERR, vringFd(index), [errFd]);
+    this.connection.askAck(Request.SET_VRING_KICK, vringFd(index), [events.kickFd]);
+    this.connection.askAck(Request.SET_VRING_ENABLE, vringState(index, 1));
+    this.queues.push(queue);
+    this.events.push(events);
+    this.errFds.push(errFd);
+  }
+
+  /**
+   * Writes a read request of 4 KiB into three descriptors from `head` on, with its header and status
+   * in the first 256 KiB and its data at the end of the memory.
+   */
+  prepareRead(index: number, head: number, sector: number): void {
+    const control = 0x20000 + index * 0x8000 + head * 64;
+    putHeader(new DataView(this.memory.window(control, 16)), 0, 0, sector);
+    const base = this.memory.guestAddress;
+    const data = 2 * MIB + index * 0x80000 + head * 4096;
+    this.queues[index].writeChain(head, [
+      { address: base + control, length: 16, writable: false },
+      { address: base + data, length: 4096, writable: true },
+      { address: base + control + 32, length: 1, writable: true },
+    ]);
+    new Uint8Array(this.memory.window(control + 32, 1))[0] = 0xf8;
+  }
+
+  status(index: number, head: number): number {
+    return new Uint8Array(this.memory.window(0x20000 + index * 0x8000 + head * 64 + 32, 1))[0];
+  }
+
+  /** Makes heads available and kicks, whatever the server wants. */
+  offer(index: number, ...heads: number[]): void {
+    for (const head of heads) this.queues[index].add(head);
+    this.queues[index].publish();
+    this.events[index].kick();
+  }
+
+  /** Reads on a queue until its answer is there. @returns the status */
+  read(index: number, sector: number): number {
+    this.prepareRead(index, 0, sector);
+    this.offer(index, 0);
+    for (const deadline = Date.now() + TIMEOUT_MS; Date.now() < deadline; ) {
+      if (this.queues[index].takeUsed() === 0) return this.status(index, 0);
+      this.queues[index].armInterrupt();
+      if (this.queues[index].takeUsed() === 0) return this.status(index, 0);
+      this.events[index].await(1000, this.connection.fd);
+    }
+    throw new Error(`queue ${index} does not answer`);
+  }
+
+  /** Waits for the word that a queue is broken. */
+  expectBroken(index: number): void {
+    const polled = Int32Array.of(this.errFds[index]);
+    expect(shim.ubiblk_poll(polled, 1, TIMEOUT_MS)).toBe(1);
+    shim.ubiblk_eventfd_drain(this.errFds[index]);
+  }
+
+  close(): void {
+    for (const events of this.events) events.close();
+    for (const fd of this.errFds) shim.ubiblk_close(fd);
+    this.connection.close();
+    this.memory.close();
+  }
+}
+
+const engines = ['io_uring', 'sync'];
+
+test('random messages over the socket end connections and leave nothing behind', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk(), { num_queues: 2 });
+  const random = new Random(seed);
+  const before = held(server);
+  await expectOrder(server);
+  await expectHeld(server, before);
+  for (let round = 0; round < (soak ? 20_000 : 600); round++) {
+    const connection = connect(server);
+    try {
+      if (!random.chance(4)) {
+        connection.send(Request.SET_FEATURES, u64Payload(FEATURES));
+        connection.send(Request.SET_PROTOCOL_FEATURES, u64Payload(PROTOCOL_FEATURES));
+        if (!random.chance(4)) startGarbage(connection, random);
+      }
+      for (let i = 0; i < 40; i++) {
+        const [request, payload, fds] = randomMessage(random);
+        for (const fd of fds) fillWithGarbage(fd, random);
+        try {
+          connection.send(request, payload, fds, random.chance(4) ? 9 : 1);
+        } finally {
+          for (const fd of fds) shim.ubiblk_close(fd);
+        }
+      }
+    } catch (error) {
+      // The server may close the connection, and nothing else.
+      if (!(error instanceof ConnectionClosed)) throw error;
+    }
+    connection.close();
+    await Bun.sleep(0);
+    if (round % 50 === 49) {
+      await expectOrder(server);
+      await expectHeld(server, before);
+    }
+  }
+  await bed.stop(server);
+}, 600_000);
+
+/** Starts a ring that has been filled with garbage. */
+function startGarbage(connection: FrontendConnection, random: Random): void {
+  const memory = memoryFile(MIB);
+  const kickFd = shim.ubiblk_eventfd();
+  fillWithGarbage(memory, random);
+  fillWithGarbage(kickFd, random);
+  const region = { guestAddress: GUEST, length: MIB, userAddress: USER, fileOffset: 0 };
+  connection.send(Request.ADD_MEM_REG, regionPayload(region), [memory]);
+  connection.send(Request.SET_VRING_NUM, vringState(0, random.pick([16, 256])));
+  const addresses = vringAddresses(0, USER, USER + 0x8000, USER + 0x4000);
+  connection.send(Request.SET_VRING_ADDR, addresses);
+  connection.send(Request.SET_VRING_KICK, vringFd(0), [kickFd]);
+  connection.send(Request.SET_VRING_ENABLE, vringState(0, 1));
+  shim.ubiblk_close(memory);
+  shim.ubiblk_close(kickFd);
+}
+
+/** Rings full of garbage that is not all absurd; an event descriptor is signalled instead. */
+function fillWithGarbage(fd: number, random: Random): void {
+  const bytes = new Uint8Array(0x10000);
+  for (let i = 0; i < 2000; i++) bytes[random.below(bytes.length)] = random.next() % 5;
+  try {
+    writeSync(fd, bytes, 0, bytes.length, 0);
+  } catch {
+    shim.ubiblk_eventfd_signal(fd);
+  }
+}
+
+test('half messages, wrong versions, and lengths of nonsense', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk());
+  const before = held(server);
+  await expectOrder(server);
+  await expectHeld(server, before);
+  const whole = messageBytes(Request.SET_VRING_CALL, vringFd(0));
+  for (let cut = 1; cut < whole.length; cut++) {
+    const connection = connect(server);
+    const callFd = shim.ubiblk_eventfd();
+    connection.sendRaw(whole.subarray(0, cut), [callFd]);
+    shim.ubiblk_close(callFd);
+    connection.close();
+  }
+  const header = (request: number, flags: number, length: number) => {
+    return new Uint8Array(Uint32Array.of(request, flags, length).buffer);
+  };
+  for (const bytes of [
+    header(1, 0, 0),
+    header(1, 2, 0),
+    header(1, 3, 0),
+    header(1, 1, 4097),
+    header(1, 1, 0xffff_ffff),
+    header(0xffff_ffff, 1, 0),
+  ]) {
+    const connection = connect(server);
+    connection.sendRaw(bytes);
+    connection.awaitClosed();
+    connection.close();
+  }
+  // A message in single bytes, with descriptors at each of them, is a message.
+  const slow = connect(server);
+  const fd = shim.ubiblk_eventfd();
+  for (const byte of messageBytes(Request.GET_FEATURES, new Uint8Array(0))) {
+    slow.sendRaw(Uint8Array.of(byte), [fd, fd, fd]);
+  }
+  shim.ubiblk_close(fd);
+  expect(slow.receive(Request.GET_FEATURES).payload.byteLength).toBe(8);
+  slow.close();
+  await expectHeld(server, before);
+  await expectOrder(server);
+  await bed.stop(server);
+}, 60_000);
+
+test('what the configuration space is asked for comes in every size', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk());
+  const connection = connect(server);
+  for (const [offset, size] of [
+    [0, 16],
+    [0, 60],
+    [0, 76],
+    [0, 256],
+    [0x100, 60],
+  ]) {
+    const { payload } = connection.ask(Request.GET_CONFIG, configPayload(offset, size));
+    expect(payload.byteLength).toBe(12 + size);
+    expect(Number(payload.getBigUint64(12, true))).toBe((64 * MIB) / 512);
+  }
+  connection.close();
+  await bed.stop(server);
+}, 60_000);
+
+const breaks: [string, (machine: Machine) => void][] = [
+  [
+    'an available index far ahead',
+    (machine) => {
+      machine.queues[0].available[1] = 40_000;
+      machine.events[0].kick();
+    },
+  ],
+  ['a head outside the table', (machine) => machine.offer(0, 64)],
+  [
+    'a head twice',
+    (machine) => {
+      machine.prepareRead(0, 3, 0);
+      machine.offer(0, 3, 3);
+    },
+  ],
+];
+
+for (const [name, breakQueue] of breaks) {
+  test(`${name} stops that queue alone`, async () => {
+    await using bed = new Bed();
+    const server = await bed.serve(bed.disk(), { num_queues: 2 });
+    for (let round = 0; round < 3; round++) {
+      const machine = new Machine(server);
+      expect(machine.read(0, 0)).toBe(0);
+      expect(machine.read(1, 8)).toBe(0);
+      breakQueue(machine);
+      machine.expectBroken(0);
+      for (let i = 0; i < 100; i++) expect(machine.read(1, i * 8)).toBe(0);
+      const said = server.child.stderr.text.length;
+      machine.close();
+      await expectOrder(server);
+      await server.child.said(/the frontend has disconnected/, 5000, said, server.child.stderr);
+    }
+    await server.child.said(/the queue is stopped: /, 5000, 0, server.child.stderr);
+    await bed.stop(server);
+  }, 60_000);
+}
+
+test('a broken queue can be stopped and started anew in the same connection', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk(), { num_queues: 2 });
+  const machine = new Machine(server);
+  machine.offer(0, 64);
+  machine.expectBroken(0);
+  machine.connection.ask(Request.GET_VRING_BASE, vringState(0, 0));
+  machine.queues[0].available[1] = 0;
+  machine.queues[0].available[2] = 0;
+  Object.assign(machine.queues[0], { nextAvailable: 0, notified: 0 });
+  machine.connection.askAck(Request.SET_VRING_BASE, vringState(0, 0));
+  const { callFd, kickFd } = machine.events[0];
+  machine.connection.askAck(Request.SET_VRING_CALL, vringFd(0), [callFd]);
+  machine.connection.askAck(Request.SET_VRING_KICK, vringFd(0), [kickFd]);
+  expect(machine.read(0, 0)).toBe(0);
+  machine.close();
+  await bed.stop(server);
+}, 60_000);
+
+for (const engine of engines) {
+  test(`memory that is taken away under a running queue is its own loss: ${engine}`, async () => {
+    await using bed = new Bed();
+    const server = await bed.serve(bed.disk(), { num_queues: 2, io_engine: engine });
+    const before = held(server);
+    await expectOrder(server);
+    await expectHeld(server, before);
+    const random = new Random(seed);
+    for (let round = 0; round < (soak ? 300 : 12); round++) {
+      const machine = new Machine(server);
+      expect(machine.read(1, 0)).toBe(0);
+      // All of it, or from somewhere in the rings or the headers on; with requests in flight.
+      const heads = Array.from({ length: 20 }, (_, i) => 3 * i);
+      for (const head of heads) machine.prepareRead(0, head, head * 8);
+      if (random.chance(2)) machine.offer(0, ...heads);
+      const left = random.pick([0, 0, 4096, 0x10000, 0x20000]);
+      ftruncateSync(machine.memory.fd, left);
+      machine.events[0].kick();
+      machine.events[1].kick();
+      // Where the rings are gone, it is noticed; where data alone is, requests fail.
+      if (left === 0) machine.expectBroken(0);
+      machine.close();
+      await expectOrder(server);
+    }
+    await expectHeld(server, before);
+    await bed.stop(server);
+  }, 120_000);
+
+  test(`data that is taken away is an I/O error, and the queue goes on: ${engine}`, async () => {
+    await using bed = new Bed();
+    const server = await bed.serve(bed.disk(), {
+      num_queues: 2,
+      io_engine: engine,
+      direct_io: false,
+    });
+    const machine = new Machine(server);
+    ftruncateSync(machine.memory.fd, MIB);
+    expect(machine.read(0, 0)).toBe(1);
+    expect(machine.read(1, 0)).toBe(1);
+    await server.child.said(/read failed with EFAULT/, 5000, 0, server.child.stderr);
+    machine.close();
+    await expectOrder(server);
+    await bed.stop(server);
+  }, 60_000);
+}
+
+test('an in-flight record that is taken away is its queue loss', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk(), { num_queues: 2 });
+  const machine = new Machine(server);
+  const shape = inflightPayload(0, 0, 2, 64);
+  const answer = machine.connection.ask(Request.GET_INFLIGHT_FD, shape);
+  const size = Number(answer.payload.getBigUint64(0, true));
+  const given = inflightPayload(size, 0, 2, 64);
+  machine.connection.askAck(Request.SET_INFLIGHT_FD, given, answer.fds);
+  expect(machine.read(0, 0)).toBe(0);
+  ftruncateSync(answer.fds[0], 0);
+  for (const fd of answer.fds) shim.ubiblk_close(fd);
+  machine.prepareRead(0, 0, 0);
+  machine.offer(0, 0);
+  machine.expectBroken(0);
+  machine.close();
+  await expectOrder(server);
+  await bed.stop(server);
+}, 60_000);
