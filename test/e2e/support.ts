@@ -67,6 +67,12 @@ export interface DiskOptions {
 /** Values of the configuration file; `path` and `socket` are added by {@link Bed.serve}. */
 export type Settings = Record<string, string | number | boolean | number[]>;
 
+export interface StartOptions {
+  program?: string;
+  cwd?: string;
+  env?: Record<string, string>;
+}
+
 export interface Server {
   child: Child;
   socket: string;
@@ -185,16 +191,16 @@ export class Bed {
    *
    * @throws Error with its output if it ends before, or isn't there within ten seconds
    */
-  async serve(disk: string, settings: Settings = {}, program = binary): Promise<Server> {
+  async serve(disk: string, settings: Settings = {}, options: StartOptions = {}): Promise<Server> {
     const socket = this.path(`vhost${this.count++}.sock`);
     const config = this.config({ path: disk, socket, queue_size: 256, ...settings });
-    return await this.start(config, String(settings.socket ?? socket), program);
+    return await this.start(config, String(settings.socket ?? socket), options);
   }
 
   /** Starts the server with a configuration that is there already. */
-  async start(config: string, socket: string, program = binary, cwd?: string): Promise<Server> {
-    const argv = [program, 'serve', 'vhost', '--config', config];
-    const child = this.spawn(argv, cwd === undefined ? {} : { cwd });
+  async start(config: string, socket: string, options: StartOptions = {}): Promise<Server> {
+    const { program = binary, ...more } = options;
+    const child = this.spawn([program, 'serve', 'vhost', '--config', config], more);
     await this.listening(child, 10_000);
     return { child, socket, config };
   }

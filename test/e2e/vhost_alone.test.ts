@@ -14,7 +14,7 @@ test('a copy in an empty folder serves, and leaves no file behind', async () => 
   const socket = bed.path('vhost.sock');
   const config = bed.config({ path: disk, socket, queue_size: 256 });
   const before = readdirSync(bed.folder).sort();
-  const server = await bed.start(config, socket, `${folder}/ubiblk`, folder);
+  const server = await bed.start(config, socket, { program: `${folder}/ubiblk`, cwd: folder });
   await bed.check(socket, { ops: 500, zero: 1 });
   await bed.stop(server);
   expect(readdirSync(folder)).toEqual(['ubiblk']);
