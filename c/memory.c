@@ -5,6 +5,7 @@
 #include "ubiblk.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -161,6 +162,28 @@ int ubiblk_memory_memfd(const char *name, uint64_t length)
         return err;
     }
     return fd;
+}
+
+/*
+ * The same of huge pages of the default size, length rounded up to whole ones, which are taken at
+ * once: -ENOSPC or -ENOMEM where there are too few.
+ */
+int ubiblk_memory_memfd_huge(const char *name, uint64_t length)
+{
+    struct stat st;
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_HUGETLB);
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &st) < 0)
+        goto fail;
+    uint64_t page = (uint64_t)st.st_blksize;
+    if (fallocate(fd, 0, 0, (off_t)((length + page - 1) / page * page)) < 0)
+        goto fail;
+    return fd;
+fail:;
+    int err = -errno;
+    close(fd);
+    return err;
 }
 
 int ubiblk_memory_copy(uint64_t to, uint64_t from, uint64_t length)

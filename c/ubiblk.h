@@ -65,6 +65,7 @@ UBIBLK_API int64_t ubiblk_memory_map_shared(int fd, uint64_t offset, uint64_t le
 UBIBLK_API int ubiblk_memory_unmap_shared(uint64_t base, uint64_t length);
 UBIBLK_API uint64_t ubiblk_memory_lost_counter(void);
 UBIBLK_API int ubiblk_memory_memfd(const char *name, uint64_t length);
+UBIBLK_API int ubiblk_memory_memfd_huge(const char *name, uint64_t length);
 UBIBLK_API int ubiblk_memory_copy(uint64_t to, uint64_t from, uint64_t length);
 UBIBLK_API int ubiblk_memory_gather(uint64_t to, uint64_t iov, uint32_t count, uint64_t skip,
                                     uint64_t length);

@@ -35,6 +35,7 @@ const SYMBOLS = {
   ubiblk_memory_unmap_shared: { args: ['u64', 'u64'], returns: 'i32' },
   ubiblk_memory_lost_counter: { args: [], returns: FFIType.u64_fast },
   ubiblk_memory_memfd: { args: ['cstring', 'u64'], returns: 'i32' },
+  ubiblk_memory_memfd_huge: { args: ['cstring', 'u64'], returns: 'i32' },
   ubiblk_memory_copy: { args: ['u64', 'u64', 'u64'], returns: 'i32' },
   ubiblk_memory_fill: { args: ['u64', 'i32', 'u64'], returns: 'i32' },
   ubiblk_memory_gather: { args: ['u64', 'u64', 'u32', 'u64', 'u64'], returns: 'i32' },

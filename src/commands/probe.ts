@@ -20,6 +20,7 @@ interface Settings {
   /** Bytes; undefined: the default, or the whole disk where it is smaller. */
   span: number | undefined;
   write: boolean;
+  hugePages: boolean;
   json: boolean;
   timeoutMs: number;
 }
@@ -32,6 +33,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     const client = new BlockClient(connection, {
       depth: settings.depth,
       transferBytes: TRANSFER_BYTES,
+      hugePages: settings.hugePages,
       timeoutMs: settings.timeoutMs,
     });
     log.debug('connected', { requestBytes: client.transferBytes });
@@ -51,6 +53,7 @@ function readSettings(args: Arguments): Settings {
     secondsPerPhase: number(args, 'seconds', 2, MAX_SECONDS),
     span: size === undefined ? undefined : parseSize('--size', size),
     write: args.has('write'),
+    hugePages: args.has('huge-pages'),
     json: args.has('json'),
     timeoutMs: number(args, 'timeout', 10, MAX_SECONDS) * 1000,
   };

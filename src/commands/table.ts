@@ -102,6 +102,7 @@ export const commands: readonly CommandSpec[] = [
       },
       { long: 'size', value: 'SIZE', summary: 'How much of the disk to use, from its start (64M)' },
       { long: 'depth', value: 'N', summary: 'Requests in flight, 1 to 256 (32)' },
+      { long: 'huge-pages', summary: 'Use memory of huge pages, as virtual machines may' },
       { long: 'seconds', value: 'S', summary: 'How long each measurement takes (2)' },
       { long: 'timeout', value: 'S', summary: 'How long to wait for any one answer (10)' },
       { long: 'json', summary: 'Print one JSON object instead of lines' },

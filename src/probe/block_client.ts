@@ -102,6 +102,8 @@ export interface ClientOptions {
   depth: number;
   /** The largest request, in bytes; the device's limits may make it smaller. */
   transferBytes: number;
+  /** Whether the shared memory is of huge pages. */
+  hugePages?: boolean;
   /** How long an answer to a message or a request is waited for. */
   timeoutMs: number;
 }
@@ -152,7 +154,8 @@ export class BlockClient {
     const size = 2 ** Math.ceil(Math.log2(Math.max(2, options.depth * this.perHead)));
     const layout = slotLayout(parts + 2, Math.max(this.transferBytes, PAGE));
     const firstSlot = pages(driverQueueBytes(size));
-    this.memory = new SharedMemory(firstSlot + options.depth * layout.bytes, GUEST_BASE);
+    const memoryBytes = firstSlot + options.depth * layout.bytes;
+    this.memory = new SharedMemory(memoryBytes, GUEST_BASE, options.hugePages);
     this.queue = new DriverQueue(this.memory, 0, size, has(this.acked, F.RING_EVENT_IDX));
     this.events = new QueueEvents();
     for (let i = 0; i < options.depth; i++) {

@@ -1,7 +1,8 @@
 /** Memory that a frontend shares with the server: what a virtual machine's RAM is to its devices. */
-import { failed } from '../../ffi/errno.ts';
+import { errnoName, failed } from '../../ffi/errno.ts';
 import { shim } from '../../ffi/library.ts';
 import { windowOver } from '../../ffi/memory.ts';
+import { UserError } from '../errors.ts';
 
 /**
  * A memory file and its mapping here. The server sees it at `guestAddress`; this side names its own
@@ -17,13 +18,21 @@ export class SharedMemory {
   /**
    * @param length bytes; at most 4 GiB, and used only where they are touched
    * @param guestAddress where descriptors find it
+   * @param hugePages of which it is made, as a virtual machine's may be
    * @throws Error (ENOMEM and the like)
    */
   constructor(
     readonly length: number,
     readonly guestAddress: number,
+    hugePages = false,
   ) {
-    this.fd = shim.ubiblk_memory_memfd(Buffer.from('ubiblk-probe\0'), length);
+    const make = hugePages ? shim.ubiblk_memory_memfd_huge : shim.ubiblk_memory_memfd;
+    this.fd = make(Buffer.from('ubiblk-probe\0'), length);
+    if (hugePages && this.fd < 0) {
+      throw new UserError(
+        `${length} bytes of huge pages can't be had (${errnoName(this.fd)}); raise vm.nr_hugepages`,
+      );
+    }
     if (this.fd < 0) throw failed('memfd_create', this.fd);
     this.userAddress = shim.ubiblk_memory_map_shared(this.fd, 0, length, this.mapping) as number;
     if (this.userAddress < 0) {

@@ -1,9 +1,9 @@
 /** `ubiblk probe` on servers that do well, badly, or nothing. */
 import { expect, test } from 'bun:test';
-import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { binary } from './processes.ts';
-import { Bed } from './support.ts';
+import { Bed, need, testWith } from './support.ts';
 
 const MIB = 1 << 20;
 
@@ -39,6 +39,34 @@ for (const engine of ['io_uring', 'sync']) {
     await bed.stop(server);
   }, 60_000);
 }
+
+const hugePagesSetting = '/proc/sys/vm/nr_hugepages';
+
+/** Makes sure of 32 huge pages for the body, where this machine can. */
+async function withHugePages(body: () => Promise<void>): Promise<void> {
+  const before = readFileSync(hugePagesSetting, 'utf8');
+  try {
+    writeFileSync(hugePagesSetting, String(Number(before) + 32));
+    await body();
+  } finally {
+    writeFileSync(hugePagesSetting, before);
+  }
+}
+
+testWith(
+  'memory of huge pages is registered with the ring, and data is the same',
+  [need.root(), need.diskFolder()],
+  () =>
+    withHugePages(async () => {
+      await using bed = new Bed();
+      const disk = bed.disk();
+      const server = await bed.serve(disk, {}, { env: { UBIBLK_LOG: 'debug' } });
+      await probe(bed, server.socket, ['--write', '--size', '32M', '--huge-pages']);
+      await bed.stop(server);
+      expect(server.child.stderr.text).toMatch(/the ring starts .*registered=[1-9]/);
+    }),
+  60_000,
+);
 
 test('without --write the disk is not changed; the JSON says what was found', async () => {
   await using bed = new Bed();
