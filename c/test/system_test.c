@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "test.h"
@@ -22,7 +23,59 @@ static void counts_events_until_they_are_drained(void)
     CHECK_EQUAL(ubiblk_is_eventfd(STDOUT_FILENO), 0);
     CHECK_EQUAL(ubiblk_close(fd), 0);
     CHECK_EQUAL(ubiblk_close(fd), -EBADF);
-    CHECK_EQUAL(ubiblk_is_eventfd(fd), -ENOENT);
+    CHECK_EQUAL(ubiblk_is_eventfd(fd), -EBADF);
+}
+
+/* A peer chooses whether its descriptor blocks, and may fill its count. */
+static void never_blocks_on_a_peers_event_descriptor(void)
+{
+    uint64_t full = UINT64_MAX - 1;
+    int fd = eventfd(0, EFD_CLOEXEC);
+
+    CHECK_EQUAL(ubiblk_is_eventfd(fd), 2);
+    CHECK_EQUAL(ubiblk_eventfd_signal_peer(fd), 0);
+    CHECK_EQUAL(ubiblk_eventfd_drain(fd), 0);
+    CHECK_EQUAL(write(fd, &full, sizeof(full)), sizeof(full));
+    CHECK_EQUAL(ubiblk_eventfd_signal_peer(fd), -EAGAIN);
+    CHECK_EQUAL(ubiblk_eventfd_drain(fd), 0);
+    CHECK_EQUAL(ubiblk_eventfd_signal_peer(fd), 0);
+    close(fd);
+}
+
+static void *wait_for_event(void *epoll)
+{
+    return (void *)(intptr_t)ubiblk_epoll_wait(*(int *)epoll);
+}
+
+/* Each signal is an event of its own, although nobody reads the count. */
+static void wakes_for_each_signal_and_no_other(void)
+{
+    int epoll = ubiblk_epoll(), watched = ubiblk_eventfd(), removed = ubiblk_eventfd();
+    int32_t fds[] = {epoll};
+
+    CHECK(epoll >= 0);
+    CHECK_EQUAL(ubiblk_epoll_add(epoll, watched), 0);
+    CHECK_EQUAL(ubiblk_epoll_add(epoll, watched), -EEXIST);
+    CHECK_EQUAL(ubiblk_epoll_add(epoll, removed), 0);
+    CHECK_EQUAL(ubiblk_epoll_remove(epoll, removed), 0);
+    CHECK_EQUAL(ubiblk_epoll_remove(epoll, removed), -ENOENT);
+    ubiblk_eventfd_signal(removed);
+    CHECK_EQUAL(ubiblk_poll(fds, 1, 0), 0);
+    for (int turn = 0; turn < 3; turn++) {
+        ubiblk_eventfd_signal(watched);
+        CHECK_EQUAL(ubiblk_poll(fds, 1, 10000), 1);
+        CHECK_EQUAL(ubiblk_epoll_wait(epoll), 0);
+        CHECK_EQUAL(ubiblk_poll(fds, 1, 0), 0);
+    }
+
+    pthread_t thread;
+    void *result = NULL;
+    CHECK_EQUAL(pthread_create(&thread, NULL, wait_for_event, &epoll), 0);
+    ubiblk_eventfd_signal(watched);
+    pthread_join(thread, &result);
+    CHECK(result == NULL);
+    close(epoll), close(watched), close(removed);
+    CHECK_EQUAL(ubiblk_epoll_wait(epoll), -EBADF);
 }
 
 static void tells_which_descriptors_are_ready(void)
@@ -74,6 +127,8 @@ static void pins_and_names_the_calling_thread_alone(void)
 int main(void)
 {
     RUN(counts_events_until_they_are_drained);
+    RUN(never_blocks_on_a_peers_event_descriptor);
+    RUN(wakes_for_each_signal_and_no_other);
     RUN(tells_which_descriptors_are_ready);
     RUN(pins_and_names_the_calling_thread_alone);
     return test_summary();
