@@ -268,17 +268,13 @@ export class FileDevice implements BlockDevice, RingHandler {
 function skipBytes(request: BlockRequest, count: number): void {
   const iovecs = request.iovecs;
   let left = count;
-  while (left > 0) {
-    const length = iovecs.length(request.iovec);
-    if (left < length) {
-      iovecs.set(request.iovec, iovecs.address(request.iovec) + left, length - left);
-      return;
-    }
-    left -= length;
+  while (left >= iovecs.length(request.iovec)) {
+    left -= iovecs.length(request.iovec);
     request.iovec++;
     request.segments--;
   }
-  if (request.segments === 1) {
-    request.address = iovecs.address(request.iovec);
-  }
+  const address = iovecs.address(request.iovec) + left;
+  iovecs.set(request.iovec, address, iovecs.length(request.iovec) - left);
+  // The last part alone is a transfer from one address.
+  request.address = address;
 }
