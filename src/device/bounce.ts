@@ -24,6 +24,10 @@ const BUFFER_BYTES = 128 * 1024;
 class Bounce extends BlockRequest {
   outer: BlockRequest | null = null;
   memory = 0;
+  /** While a piece is being submitted: what is below may complete it at once. */
+  submitting = false;
+  /** It did, and there is another piece to do. */
+  more = false;
 }
 
 export class BounceLayer implements BlockDevice, RequestOwner {
@@ -67,7 +71,8 @@ export class BounceLayer implements BlockDevice, RequestOwner {
       if (outer.op === READ) copyOut(bounce, outer);
       outer.transferred += bounce.length;
       if (outer.transferred < outer.length) {
-        this.piece(bounce, outer);
+        if (bounce.submitting) bounce.more = true;
+        else this.transfer(bounce);
         return;
       }
     }
@@ -91,7 +96,17 @@ export class BounceLayer implements BlockDevice, RequestOwner {
 
   private start(bounce: Bounce, outer: BlockRequest): void {
     bounce.outer = outer;
-    this.piece(bounce, outer);
+    this.transfer(bounce);
+  }
+
+  /** Submits the next piece, and those after it in turn: in a loop, for they may be thousands. */
+  private transfer(bounce: Bounce): void {
+    bounce.submitting = true;
+    do {
+      bounce.more = false;
+      this.piece(bounce, bounce.outer as BlockRequest);
+    } while (bounce.more);
+    bounce.submitting = false;
   }
 
   private piece(bounce: Bounce, outer: BlockRequest): void {
