@@ -6,7 +6,7 @@
  * another order than they were sent in: a server that only counts completions loses some of them.
  */
 
-import { test } from 'bun:test';
+import { expect, test } from 'bun:test';
 import { writeFileSync } from 'node:fs';
 import { type Child, client } from '../e2e/processes.ts';
 import { Bed, need, Random, type Server, seed, soak, testWith } from '../e2e/support.ts';
@@ -27,6 +27,7 @@ async function killAndRestart(
 ): Promise<Server> {
   const random = new Random(seed);
   let server = first;
+  let resumed = 0;
   await guest.said(progress, 60_000);
   for (let round = 1; round <= times; round++) {
     // Somewhere between two reports of progress.
@@ -38,7 +39,10 @@ async function killAndRestart(
     } catch (error) {
       throw new Error(`no progress after restart ${round}: ${error}\n${bed.report()}`);
     }
+    if (/requests left in flight/.test(server.child.stderr.text)) resumed++;
   }
+  console.log(`${resumed} of ${times} servers found requests in flight`);
+  expect(resumed).toBeGreaterThan(0);
   return server;
 }
 
@@ -47,11 +51,11 @@ const verdict = `if dmesg | grep -E 'is not a head|I/O error|blk_update_request|
 
 const loads = [
   { kills: 50, settings: { io_engine: 'io_uring', direct_io: true } },
-  { kills: 10, settings: { io_engine: 'io_uring', direct_io: false } },
-  { kills: 10, settings: { io_engine: 'sync', direct_io: true } },
+  { kills: 20, settings: { io_engine: 'io_uring', direct_io: false } },
+  { kills: 20, settings: { io_engine: 'sync', direct_io: true } },
 ];
 for (const { kills, settings } of loads) {
-  const times = soak ? 50 : kills;
+  const times = soak ? 500 : kills;
   test(
     `a guest at depth 32 on two queues goes on while its server is killed ${times} times: ${Object.values(settings).join(' ')}`,
     async () => {
@@ -61,7 +65,7 @@ for (const { kills, settings } of loads) {
       const check = client('vhost-check');
       const load = `driver=io_uring direct=1 depth=32 max=1048576 span=$((32 << 20)) ops=1000000000 timeout=60 zero=1`;
       const guest = bed.guest(
-        { sockets: [`${first.socket},num-queues=2`], seconds: 480 },
+        { sockets: [`${first.socket},num-queues=2`], seconds: soak ? 1800 : 240 },
         `taskset 1 ${check} /dev/vda ${load} mix=rrwwwwzfu until=stop state=state0 seed=${seed} progress=1 &
 one=$!
 taskset 2 ${check} /dev/vda ${load} mix=rrrrwwwwwf until=stop state=state1 seed=${seed + 1} offset=$((32 << 20)) &
@@ -76,7 +80,7 @@ ${verdict}`,
       await bed.compareFile(disk, bed.path('state0'), { span: 32 << 20 });
       await bed.compareFile(disk, bed.path('state1'), { span: 32 << 20, offset: 32 << 20 });
     },
-    9 * minutes,
+    (soak ? 40 : 9) * minutes,
   );
 }
 
@@ -85,9 +89,12 @@ testWith(
   [need.program('fio')],
   async () => {
     await using bed = new Bed();
-    const first = await bed.serve(bed.disk({ sizeBytes: 64 << 20 }), { num_queues: 1 });
+    const first = await bed.serve(bed.disk({ sizeBytes: 64 << 20 }), {
+      num_queues: 1,
+      write_through: true,
+    });
     const guest = bed.guest(
-      { sockets: [`${first.socket},num-queues=1`], seconds: 480 },
+      { sockets: [`${first.socket},num-queues=1`], seconds: soak ? 1800 : 240 },
       `last=
 while sleep 0.1; do
   now=$(awk '{ print $1 + $5 }' /sys/block/vda/stat)
@@ -95,17 +102,17 @@ while sleep 0.1; do
   last=$now
 done &
 while [[ ! -e stop ]]; do
-  fio --name=v --filename=/dev/vda --direct=1 --ioengine=io_uring --rw=randrw --bsrange=512-256k \\
+  fio --name=v --filename=/dev/vda --direct=1 --ioengine=io_uring --rw=randrw --bsrange=512-128k \\
     --iodepth=32 --verify=crc32c --verify_fatal=1 --verify_backlog=64 --serialize_overlap=1 \\
-    --fsync=64 --size=16M --randseed=${seed} --output-format=terse > fio.log 2>&1 ||
+    --fsync=64 --size=48M --loops=2 --randseed=${seed} --output-format=terse > fio.log 2>&1 ||
     { cat fio.log >&2; exit 1; }
 done
 ${verdict}`,
     );
-    const last = await killAndRestart(bed, first, guest, soak ? 50 : 12, /\d done\n/);
+    const last = await killAndRestart(bed, first, guest, soak ? 200 : 20, /\d done\n/);
     writeFileSync(bed.path('stop'), '');
     await bed.guestEnd(guest, 3 * minutes);
     await bed.stop(last);
   },
-  9 * minutes,
+  (soak ? 40 : 9) * minutes,
 );
