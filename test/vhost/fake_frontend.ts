@@ -8,13 +8,16 @@ import type { RingStart } from '../../src/frontend/vhost/queue_link.ts';
 import { type QueueControl, type Reply, Session } from '../../src/frontend/vhost/session.ts';
 import { availBytes, usedBytes } from '../../src/frontend/vhost/virtqueue.ts';
 import {
+  configPayload,
   type RegionDescription,
   regionPayload,
+  tablePayload,
   u64Payload,
   vringAddresses,
   vringFd,
   vringState,
 } from '../../src/probe/frontend_connection.ts';
+import type { Random } from '../random.ts';
 import { diskFacts } from './fake_guest.ts';
 
 openLibrary();
@@ -161,4 +164,76 @@ export function held(): { descriptors: number; mappings: number } {
     descriptors: readdirSync('/proc/self/fd').length,
     mappings: (maps.match(/\/memfd:(ubiblk-test-guest|ubiblk-inflight)/g) ?? []).length,
   };
+}
+
+/** Of GET_INFLIGHT_FD and SET_INFLIGHT_FD. */
+export function inflightPayload(
+  size: number | bigint,
+  offset: number | bigint,
+  queues: number,
+  entries: number,
+) {
+  const payload = u64Payload(size, offset, 0);
+  const view = new DataView(payload.buffer);
+  view.setUint16(16, queues, true);
+  view.setUint16(18, entries, true);
+  return payload;
+}
+
+/** A message that is right in most of its parts. */
+export function randomMessage(
+  random: Random,
+): [request: number, payload: Uint8Array, fds: number[]] {
+  const queue = random.pick([0, 0, 1, 1, 2, 255]);
+  const address = () => USER + random.pick([0, 0x4000, 0x8000, 0x10000, 8, 1, MIB, MIB - 16]);
+  const region = {
+    guestAddress: random.pick([0, GUEST, GUEST + MIB, 2n ** 63n]),
+    length: random.pick([MIB, MIB, 4096, 0, 2n ** 40n]),
+    userAddress: random.pick([USER, USER, USER + MIB, 0]),
+    fileOffset: random.pick([0, 0, 0, 4096, 1]),
+  };
+  const fd = () =>
+    random.chance(8) ? memoryFile(random.pick([0, 4096, MIB, 2 * MIB])) : shim.ubiblk_eventfd();
+  const fds = (usual: number[]) => {
+    if (!random.chance(8)) return usual;
+    for (const unused of usual) shim.ubiblk_close(unused);
+    return Array.from({ length: random.below(4) }, fd);
+  };
+  const file = () => [memoryFile(random.pick([MIB, 2 * MIB, 4096]))];
+  const state = () => vringState(queue, random.pick([0, 1, 1, 16, 256, 3, 0xffff_ffff]));
+  const addresses = () => vringAddresses(queue, address(), address(), address());
+  switch (random.below(14)) {
+    case 0:
+      return [Request.SET_FEATURES, u64Payload(random.pick([0x1_7000_1e46n, 1n << 32n, 1n])), []];
+    case 1:
+      return [Request.SET_MEM_TABLE, tablePayload([region]), fds(file())];
+    case 2:
+    case 3:
+      return [Request.ADD_MEM_REG, regionPayload(region), fds(file())];
+    case 4:
+      return [Request.REM_MEM_REG, regionPayload(region), []];
+    case 5:
+      return [Request.SET_VRING_NUM, state(), []];
+    case 6:
+      return [Request.SET_VRING_ADDR, addresses(), []];
+    case 7:
+      return [random.pick([Request.SET_VRING_BASE, Request.GET_VRING_BASE]), state(), []];
+    case 8:
+      return [Request.SET_VRING_KICK, vringFd(queue), fds([shim.ubiblk_eventfd()])];
+    case 9:
+      return [Request.SET_VRING_CALL, vringFd(queue), fds([shim.ubiblk_eventfd()])];
+    case 10:
+      return [Request.SET_VRING_ENABLE, vringState(queue, random.below(2)), []];
+    case 11: {
+      const payload = inflightPayload(random.pick([MIB, 4096, 0]), random.pick([0, 64, 1]), 2, 16);
+      return [Request.SET_INFLIGHT_FD, payload, fds(file())];
+    }
+    case 12:
+      return [Request.SET_CONFIG, configPayload(random.below(64), random.below(64)), []];
+    default: {
+      const payload = new Uint8Array(random.below(64));
+      for (let i = 0; i < payload.length; i++) payload[i] = random.next();
+      return [random.below(45), payload, fds([])];
+    }
+  }
 }

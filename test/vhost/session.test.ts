@@ -1,6 +1,6 @@
 /** Messages that no frontend should send, and what they may not do. */
 import { afterEach, beforeEach, expect, test } from 'bun:test';
-import { closeSync, openSync } from 'node:fs';
+import { openSync } from 'node:fs';
 import { shim } from '../../ffi/library.ts';
 import { inflightBytes } from '../../src/frontend/vhost/inflight.ts';
 import { MAX_TABLE_REGIONS, ProtocolError, Request } from '../../src/frontend/vhost/protocol.ts';
@@ -20,9 +20,11 @@ import {
   type FrontendOptions,
   GUEST,
   held,
+  inflightPayload,
   MIB,
   memoryFile,
   NEED_REPLY,
+  randomMessage,
   USER,
 } from './fake_frontend.ts';
 
@@ -439,19 +441,6 @@ test('a guest sets the write-back cache, and nothing else of the configuration',
 
 // In-flight tracking
 
-function inflightPayload(
-  size: number | bigint,
-  offset: number | bigint,
-  queues: number,
-  entries: number,
-) {
-  const payload = u64Payload(size, offset, 0);
-  const view = new DataView(payload.buffer);
-  view.setUint16(16, queues, true);
-  view.setUint16(18, entries, true);
-  return payload;
-}
-
 test('an in-flight record has room for every queue, and begins empty', () => {
   const reply = frontend.say(Request.GET_INFLIGHT_FD, inflightPayload(0, 0, 2, 128)) as Reply;
   const answer = new DataView(reply.bytes.buffer, 12);
@@ -526,62 +515,6 @@ test('a ring larger than the shape of its record is not given what is another qu
 });
 
 // All of it at once
-
-/** A message that is right in most of its parts. */
-function randomMessage(random: Random): [request: number, payload: Uint8Array, fds: number[]] {
-  const queue = random.pick([0, 0, 1, 1, 2, 255]);
-  const address = () => USER + random.pick([0, 0x4000, 0x8000, 0x10000, 8, 1, MIB, MIB - 16]);
-  const region = {
-    guestAddress: random.pick([0, GUEST, GUEST + MIB, 2n ** 63n]),
-    length: random.pick([MIB, MIB, 4096, 0, 2n ** 40n]),
-    userAddress: random.pick([USER, USER, USER + MIB, 0]),
-    fileOffset: random.pick([0, 0, 0, 4096, 1]),
-  };
-  const fd = () =>
-    random.chance(8) ? memoryFile(random.pick([0, 4096, MIB, 2 * MIB])) : eventFd();
-  const fds = (usual: number[]) => {
-    if (!random.chance(8)) return usual;
-    for (const unused of usual) closeSync(unused);
-    return Array.from({ length: random.below(4) }, fd);
-  };
-  const file = () => [memoryFile(random.pick([MIB, 2 * MIB, 4096]))];
-  const state = () => vringState(queue, random.pick([0, 1, 1, 16, 256, 3, 0xffff_ffff]));
-  const addresses = () => vringAddresses(queue, address(), address(), address());
-  switch (random.below(14)) {
-    case 0:
-      return [Request.SET_FEATURES, u64Payload(random.pick([0x1_7000_1e46n, 1n << 32n, 1n])), []];
-    case 1:
-      return [Request.SET_MEM_TABLE, tablePayload([region]), fds(file())];
-    case 2:
-    case 3:
-      return [Request.ADD_MEM_REG, regionPayload(region), fds(file())];
-    case 4:
-      return [Request.REM_MEM_REG, regionPayload(region), []];
-    case 5:
-      return [Request.SET_VRING_NUM, state(), []];
-    case 6:
-      return [Request.SET_VRING_ADDR, addresses(), []];
-    case 7:
-      return [random.pick([Request.SET_VRING_BASE, Request.GET_VRING_BASE]), state(), []];
-    case 8:
-      return [Request.SET_VRING_KICK, vringFd(queue), fds([eventFd()])];
-    case 9:
-      return [Request.SET_VRING_CALL, vringFd(queue), fds([eventFd()])];
-    case 10:
-      return [Request.SET_VRING_ENABLE, vringState(queue, random.below(2)), []];
-    case 11: {
-      const payload = inflightPayload(random.pick([MIB, 4096, 0]), random.pick([0, 64, 1]), 2, 16);
-      return [Request.SET_INFLIGHT_FD, payload, fds(file())];
-    }
-    case 12:
-      return [Request.SET_CONFIG, configPayload(random.below(64), random.below(64)), []];
-    default: {
-      const payload = new Uint8Array(random.below(64));
-      for (let i = 0; i < payload.length; i++) payload[i] = random.next();
-      return [random.below(45), payload, fds([])];
-    }
-  }
-}
 
 test(`random messages: errors are ProtocolErrors, nothing leaks (UBIBLK_TEST_SEED=${seed})`, () => {
   const random = new Random(seed);
