@@ -11,6 +11,7 @@ import { parseSize } from './size.ts';
 const DEFAULT_SPAN_BYTES = 64 * 1024 * 1024;
 const TRANSFER_BYTES = 128 * 1024;
 const MAX_DEPTH = 256;
+const MIN_SECONDS = 0.1;
 const MAX_SECONDS = 3600;
 
 interface Settings {
@@ -49,29 +50,38 @@ function readSettings(args: Arguments): Settings {
   const size = args.value('size');
   return {
     socket: args.required('socket'),
-    depth: number(args, 'depth', 32, MAX_DEPTH),
-    secondsPerPhase: number(args, 'seconds', 2, MAX_SECONDS),
+    depth: depth(args),
+    secondsPerPhase: seconds(args, 'seconds', 2),
     span: size === undefined ? undefined : parseSize('--size', size),
     write: args.has('write'),
     hugePages: args.has('huge-pages'),
     json: args.has('json'),
-    timeoutMs: number(args, 'timeout', 10, MAX_SECONDS) * 1000,
+    timeoutMs: seconds(args, 'timeout', 10) * 1000,
   };
 }
 
-/** A whole number from 1 to `max`. */
-function number(args: Arguments, option: string, otherwise: number, max: number): number {
-  const text = args.value(option);
-  if (text === undefined) return otherwise;
+function depth(args: Arguments): number {
+  const text = args.value('depth') ?? '32';
   const value = Number(text);
-  if (!/^\d+$/.test(text) || value < 1 || value > max) {
-    throw new UsageError(`--${option} must be a whole number from 1 to ${max}, not '${text}'`);
+  if (!/^\d+$/.test(text) || value < 1 || value > MAX_DEPTH) {
+    throw new UsageError(`--depth must be a whole number from 1 to ${MAX_DEPTH}, not '${text}'`);
+  }
+  return value;
+}
+
+function seconds(args: Arguments, option: string, otherwise: number): number {
+  const text = args.value(option) ?? String(otherwise);
+  const value = Number(text);
+  if (!/^\d+(\.\d+)?$/.test(text) || value < MIN_SECONDS || value > MAX_SECONDS) {
+    throw new UsageError(
+      `--${option} must be a number from ${MIN_SECONDS} to ${MAX_SECONDS}, not '${text}'`,
+    );
   }
   return value;
 }
 
 function probe(client: BlockClient, settings: Settings): void {
-  const { depth, write, json } = settings;
+  const { write, json } = settings;
   const { device } = client;
   const print = (text: string) => {
     if (!json) writeOutput(text);
@@ -79,8 +89,9 @@ function probe(client: BlockClient, settings: Settings): void {
   const id = client.readId();
   print(deviceLines(device, id));
   const spanBytes = spanOf(device, settings);
-  if (write) writeAndCompare(client, spanBytes, depth, Math.floor(Math.random() * 2 ** 32));
-  else readTwice(client, spanBytes, depth);
+  if (write)
+    writeAndCompare(client, spanBytes, settings.depth, Math.floor(Math.random() * 2 ** 32));
+  else readTwice(client, spanBytes, settings.depth);
   const how = write ? 'written, flushed, read back' : 'read twice (--write checks more)';
   print(rows([['checked', `${sizeText(spanBytes)} ${how}: every byte the same`]]));
 
@@ -92,7 +103,7 @@ function probe(client: BlockClient, settings: Settings): void {
         random,
         write: writes,
         spanBytes,
-        depth,
+        depth: settings.depth,
         durationS: settings.secondsPerPhase,
       });
       print(measurementLine(measurement));

@@ -16,7 +16,7 @@ function bytesOf(path: string, length: number): Buffer {
 }
 
 async function probe(bed: Bed, socket: string, more: string[] = [], expect = 0) {
-  const argv = [binary, 'probe', '--socket', socket, '--seconds', '1', ...more];
+  const argv = [binary, 'probe', '--socket', socket, '--seconds', '0.1', ...more];
   return await bed.run(argv, { expect });
 }
 
@@ -161,7 +161,8 @@ test('a server that another frontend uses, and one that dies under the probe', a
 test.each([
   [[], /option '--socket' is required/],
   [['--socket', 'x', '--depth', '257'], /--depth must be a whole number from 1 to 256/],
-  [['--socket', 'x', '--seconds', '0.5'], /--seconds must be a whole number/],
+  [['--socket', 'x', '--seconds', '0'], /--seconds must be a number from 0.1 to 3600/],
+  [['--socket', 'x', '--timeout', '1e1'], /--timeout must be a number/],
   [['--socket', 'x', '--size', '1000'], /--size must be a multiple of 512/],
 ])('wrong arguments %j', async (more, sentence) => {
   await using bed = new Bed();
