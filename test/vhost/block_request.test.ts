@@ -231,6 +231,9 @@ test('a next that is outside the table is malformed', () => {
   for (const next of [16, 17, 0x7fff, 0xffff]) {
     guest.driver.writeDescriptor(0, HEADER, 16, 1, next);
     expect(guest.read(0).outcome).toBe(MALFORMED);
+    // Also where the chain has all it needs by then.
+    guest.driver.writeDescriptor(0, STATUS, 1, 3, next);
+    expect(guest.read(0).outcome).toBe(MALFORMED);
   }
 });
 
@@ -392,7 +395,9 @@ test('loops in a table, and ways out of it, are malformed', () => {
   makeGuest();
   guest.header(HEADER, IN, 0);
   for (const next of [0, 1, 3, 4, 0xffff]) {
-    guest.writeIndirect(0, TABLE, [header, fromDevice(512), status]);
+    // Behind the table stands what would end the chain well.
+    guest.writeIndirect(0, TABLE, [header, fromDevice(512), status, status, status]);
+    guest.driver.writeDescriptor(0, TABLE, 48, 4, 0);
     guest.memory.view(TABLE + 16, 16).setUint16(14, next, true);
     expect(guest.read(0).outcome).toBe(MALFORMED);
   }
@@ -576,6 +581,18 @@ test('a range beyond the end, too long, empty or overflowing is an I/O error, an
         expectAnswer(got, S_IOERR);
       }
     }
+  }
+});
+
+test('a range as long as was offered is done, and one sector more is not', () => {
+  makeGuest({ facts: { sizeBytes: 2 ** 40 } });
+  for (const type of [DISCARD_TYPE, WRITE_ZEROES_TYPE]) {
+    const read = (sectors: number) => {
+      return readRequest(type, 0, [header, ranges([8, sectors, 0]), status]);
+    };
+    expect(read(MAX_RANGE_SECTORS).outcome).toBe(PARSED);
+    expectAnswer(read(MAX_RANGE_SECTORS + 1), S_IOERR);
+    expectAnswer(read(0xffff_ffff), S_IOERR);
   }
 });
 
