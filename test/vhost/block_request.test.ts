@@ -396,7 +396,7 @@ test('loops in a table, and ways out of it, are malformed', () => {
   guest.header(HEADER, IN, 0);
   for (const next of [0, 1, 3, 4, 0xffff]) {
     // Behind the table stands what would end the chain well.
-    guest.writeIndirect(0, TABLE, [header, fromDevice(512), status, status, status]);
+    guest.writeIndirect(0, TABLE, [header, fromDevice(512), status, status]);
     guest.driver.writeDescriptor(0, TABLE, 48, 4, 0);
     guest.memory.view(TABLE + 16, 16).setUint16(14, next, true);
     expect(guest.read(0).outcome).toBe(MALFORMED);
