@@ -124,10 +124,28 @@ function writeToStderr(line: string): void {
   const bytes = Buffer.from(line);
   let written = 0;
   try {
+    logFd ??= openLog();
     while (written < bytes.length) {
-      written += builtin('node:fs').writeSync(stderrFd, bytes, written);
+      written += builtin('node:fs').writeSync(logFd, bytes, written);
     }
   } catch {
     return;
+  }
+}
+
+let logFd: number | undefined;
+
+/**
+ * Where stderr is a pipe, opens it once more: writing to a full pipe then fails instead of waiting,
+ * and whoever else has the pipe sees nothing of that.
+ */
+function openLog(): number {
+  const { constants, fstatSync, openSync } = builtin('node:fs');
+  try {
+    if (!fstatSync(stderrFd).isFIFO()) return stderrFd;
+    const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK;
+    return openSync(`/proc/self/fd/${stderrFd}`, flags);
+  } catch {
+    return stderrFd;
   }
 }

@@ -4,7 +4,17 @@
  * by the same process.
  */
 import { expect, test } from 'bun:test';
-import { ftruncateSync, readdirSync, readFileSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  existsSync,
+  ftruncateSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  writeSync,
+} from 'node:fs';
 import { shim } from '../../ffi/library.ts';
 import { Request } from '../../src/frontend/vhost/protocol.ts';
 import { BlockClient } from '../../src/probe/block_client.ts';
@@ -25,6 +35,7 @@ import { SharedMemory } from '../../src/probe/shared_memory.ts';
 import { Random } from '../random.ts';
 import { GUEST, inflightPayload, memoryFile, randomMessage, USER } from '../vhost/fake_frontend.ts';
 import { putHeader } from '../vhost/fake_guest.ts';
+import { binary } from './processes.ts';
 import { Bed, type Server, seed, soak } from './support.ts';
 
 const MIB = 1 << 20;
@@ -434,5 +445,30 @@ test('an in-flight record that is taken away is its queue loss', async () => {
   machine.expectBroken(0);
   machine.close();
   await expectOrder(server);
+  await bed.stop(server);
+}, 60_000);
+
+test('a pipe for the log that nobody reads does not keep a server from serving', async () => {
+  await using bed = new Bed();
+  const [pipe, socket] = [bed.path('log'), bed.path('quiet.sock')];
+  await bed.run(['mkfifo', pipe]);
+  const reader = openSync(pipe, constants.O_RDWR);
+  const config = bed.config({ path: bed.disk(), socket });
+  const script = `exec ${binary} serve vhost --config ${config} 2> ${pipe}`;
+  const child = bed.spawn(['bash', '-c', script]);
+  const server = { child, socket, config };
+  while (child.running && !existsSync(socket)) await Bun.sleep(5);
+  // Several times what the pipe holds.
+  for (let round = 0; round < 2000; round++) {
+    const connection = connect(server);
+    connection.sendRaw(messageBytes(99, new Uint8Array(0)));
+    connection.awaitClosed();
+    connection.close();
+  }
+  await expectOrder(server);
+  const log = Buffer.alloc(1 << 20);
+  const length = readSync(reader, log);
+  expect(log.toString('utf8', 0, length)).toContain('request 99 is not offered');
+  closeSync(reader);
   await bed.stop(server);
 }, 60_000);
