@@ -275,6 +275,7 @@ const beds = new Set<Bed>();
 process.on('exit', () => {
   for (const bed of beds) bed.clean();
 });
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
 
 /** QEMU's name for the disk behind a vhost-user socket, for `--image-opts`. */
 export function qemuDisk(socket: string): string {

@@ -32,6 +32,7 @@ until grep -q 'listening on' server.log; do kill -0 $!; sleep 0.1; done
 ${check} ops=1500 max=262144 mix=wwwwzd state=/tmp/state
 ${flush ? `${check} ops=1 mix=f` : ''}
 cp /tmp/state state
+sync state
 echo b > /proc/sysrq-trigger`,
   );
   await bed.guestEnd(guest, 2 * minutes, 125);
