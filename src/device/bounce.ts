@@ -53,6 +53,11 @@ export class BounceLayer implements BlockDevice, RequestOwner {
     }
   }
 
+  /** Requests that wait here wait for others that are below. */
+  get inFlight(): number {
+    return this.below.inFlight;
+  }
+
   submit(request: BlockRequest): void {
     if ((request.op !== READ && request.op !== WRITE) || !this.isCrooked(request)) {
       this.below.submit(request);

@@ -2,6 +2,8 @@
 import type { BlockDevice, BlockRequest } from './request.ts';
 
 export class NullDevice implements BlockDevice {
+  readonly inFlight = 0;
+
   submit(request: BlockRequest): void {
     request.result = 0;
     request.owner.completed(request);

@@ -32,6 +32,8 @@ export interface RequestOwner {
  */
 export interface BlockDevice {
   submit(request: BlockRequest): void;
+  /** Requests submitted whose completion is still to come from outside; 0: no memory is touched. */
+  readonly inFlight: number;
 }
 
 /**

@@ -151,6 +151,7 @@ test(`more requests than buffers wait for their turn, and all are done once (${s
 test('a request of gigabytes over a device that completes at once needs no deep stack', () => {
   let pieces = 0;
   const instant: BlockDevice = {
+    inFlight: 0,
     submit(request) {
       pieces++;
       request.result = 0;

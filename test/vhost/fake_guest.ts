@@ -267,13 +267,23 @@ export class RecordingDevice implements BlockDevice {
   readonly asked: Asked[] = [];
   readonly open: BlockRequest[] = [];
   readonly wrong: string[] = [];
+  /** Makes the next submission throw, as an error of our own would. */
+  throwNext = false;
 
   constructor(
     private readonly memory: FakeMemory,
     private readonly facts: DiskFacts,
   ) {}
 
+  get inFlight(): number {
+    return this.open.length;
+  }
+
   submit(request: BlockRequest): void {
+    if (this.throwNext) {
+      this.throwNext = false;
+      throw new Error('made to fail');
+    }
     const { op, offset, length, durable, unmap } = request;
     const transfers = op === READ || op === WRITE;
     const parts = transfers ? partsOf(request) : [];

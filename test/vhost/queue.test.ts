@@ -14,7 +14,10 @@ const EIO = -5;
 
 let bench: QueueBench;
 
-function run(script: (bench: QueueBench) => Script, options: GuestOptions = {}): void {
+function run(
+  script: (bench: QueueBench) => Script,
+  options: GuestOptions & { inflight?: boolean } = {},
+): void {
   bench = new QueueBench(options);
   bench.run(script(bench));
 }
@@ -248,4 +251,30 @@ test('a stop waits for what is in flight and says where the ring goes on', () =>
     yield;
     expect(b.take().map(({ head }) => head)).toEqual([2]);
   });
+});
+
+test('an error of our own stops the ring, never its stop; what was open is answered by the next', () => {
+  run(
+    function* (b) {
+      b.offer(0);
+      yield;
+      b.device.throwNext = true;
+      b.offer(1);
+      yield;
+      expect(b.logged.join()).toContain('internal error: made to fail');
+      b.stop();
+      yield;
+      expect(b.answer).toBe(null);
+      b.device.finish(0);
+      yield;
+      expect(b.answer).toBe(2);
+      b.start({ nextAvailable: 2 });
+      yield;
+      expect(b.device.open.length).toBe(1);
+      b.device.finish(0);
+      yield;
+      expect(b.take().map(({ head }) => head)).toEqual([0, 1]);
+    },
+    { inflight: true },
+  );
 });

@@ -81,6 +81,11 @@ export class RequestPool {
     private readonly table: RequestTable,
   ) {}
 
+  /** Lets go of all requests, whatever state they are in; the next `reserve` makes new ones. */
+  discard(): void {
+    this.requests = [];
+  }
+
   /** Makes requests for a ring of `size`, unless there are that many. None may be in flight. */
   reserve(size: number): void {
     if (this.requests.length >= size) return;

@@ -54,6 +54,8 @@ export class VhostQueue implements RequestOwner {
   private ring: RunningRing | null = null;
   /** Set when the ring broke a rule: nothing more is taken from it. */
   private broken = false;
+  /** Set when an error of our own broke it: the count of open requests may be wrong. */
+  private failed = false;
   private callFd = -1;
   private callMayBlock = false;
   /** Requests taken and not yet answered. */
@@ -235,6 +237,7 @@ export class VhostQueue implements RequestOwner {
   private startRing(start: RingStart): number {
     this.lostBefore = Atomics.load(this.lostMemory, 0);
     this.broken = false;
+    if (this.failed) this.forget();
     this.setCall(start.callFd);
     this.pool.reserve(start.size);
     if (this.answered.length < start.size) this.answered = new Uint16Array(start.size);
@@ -277,7 +280,7 @@ export class VhostQueue implements RequestOwner {
     if (!ring) return 0;
     this.waiter.progress();
     if (this.answeredCount > 0) this.publish(ring.queue);
-    while (this.open > 0) {
+    while (this.failed ? this.device.inFlight > 0 : this.open > 0) {
       this.waiter.sleep();
       if (this.answeredCount > 0) this.publish(ring.queue);
     }
@@ -290,11 +293,20 @@ export class VhostQueue implements RequestOwner {
     return ring.queue.nextAvailable;
   }
 
+  /** After an error of our own: whatever was open is given up, and requests are made anew. */
+  private forget(): void {
+    this.failed = false;
+    this.open = 0;
+    this.answeredCount = 0;
+    this.pool.discard();
+  }
+
   private breakRing(ring: RunningRing, error: Error): void {
     this.broken = true;
     if (error instanceof VirtqueueError) {
       this.log.error(`the queue is stopped: ${error.message}`);
     } else {
+      this.failed = true;
       this.log.error(`the queue is stopped by an internal error: ${error.message}`);
       this.log.debug(error.stack ?? '');
     }
