@@ -172,6 +172,13 @@ int64_t ubiblk_pread(int fd, uint64_t buf, uint64_t length, uint64_t offset)
     return result(pread(fd, (void *)(uintptr_t)buf, length, (off_t)offset));
 }
 
+/* Reads what is in the page cache: -EAGAIN where nothing of it is. */
+int64_t ubiblk_pread_cached(int fd, uint64_t buf, uint64_t length, uint64_t offset)
+{
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)buf, .iov_len = length};
+    return result(preadv2(fd, &iov, 1, (off_t)offset, RWF_NOWAIT));
+}
+
 int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset)
 {
     return result(pwrite(fd, (const void *)(uintptr_t)buf, length, (off_t)offset));

@@ -52,6 +52,7 @@ UBIBLK_API int ubiblk_file_lock(int fd, uint64_t start, uint64_t length, int exc
 UBIBLK_API int64_t ubiblk_preadv(int fd, uint64_t iov, int count, uint64_t offset);
 UBIBLK_API int64_t ubiblk_pwritev(int fd, uint64_t iov, int count, uint64_t offset, int flags);
 UBIBLK_API int64_t ubiblk_pread(int fd, uint64_t buf, uint64_t length, uint64_t offset);
+UBIBLK_API int64_t ubiblk_pread_cached(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 UBIBLK_API int ubiblk_fdatasync(int fd);

@@ -26,6 +26,7 @@ const SYMBOLS = {
   ubiblk_preadv: { args: ['i32', 'u64', 'i32', 'u64'], returns: FFIType.i64_fast },
   ubiblk_pwritev: { args: ['i32', 'u64', 'i32', 'u64', 'i32'], returns: FFIType.i64_fast },
   ubiblk_pread: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
+  ubiblk_pread_cached: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_pwrite: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_fallocate: { args: ['i32', 'i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },

@@ -90,6 +90,8 @@ export class Ring {
   private tail = 0;
   private head = 0;
   private pending = 0;
+  /** How often completions were reaped: requests between two of them are one batch. */
+  batch = 0;
 
   /**
    * @param entries entries of the submission queue; rounded up to a power of two by the kernel
@@ -291,6 +293,7 @@ export class Ring {
    * @returns how many there were
    */
   reap(): number {
+    this.batch = (this.batch + 1) | 0;
     const cqes = this.cqes;
     const tail = Atomics.load(this.cqTail, 0);
     let count = 0;

@@ -29,7 +29,7 @@ import { Virtqueue, VirtqueueError } from './virtqueue.ts';
 import type { Waiter } from './waiter.ts';
 
 /** Chains taken before completions are looked at: the guest works on answers while we go on. */
-const BATCH = 32;
+const BATCH = 16;
 
 export interface QueueOptions {
   deviceId: string;
@@ -49,6 +49,8 @@ interface RunningRing {
 
 /** Commands are looked for this often while spinning where nothing else would tell of them. */
 const SPIN_SLICE_US = 1000;
+/** After an answer that had to wait for the disk: long enough for a driver that polls. */
+const SLOW_SPIN_US = 5;
 
 export class VhostQueue implements RequestOwner {
   private ring: RunningRing | null = null;
@@ -67,6 +69,9 @@ export class VhostQueue implements RequestOwner {
   private readonly lostMemory: Uint32Array;
   private lostBefore = 0;
   private spunUs = 0;
+  /** Whether the queue has slept for I/O since it last answered, and before that. */
+  private waited = false;
+  private slow = false;
   /** A ring without a kick descriptor: its driver expects to be polled. */
   private mustPoll = false;
 
@@ -187,6 +192,8 @@ export class VhostQueue implements RequestOwner {
     if (inflight) inflight.finished(this.answered, this.answeredCount, queue.nextUsed);
     this.answeredCount = 0;
     this.spunUs = 0;
+    this.slow = this.waited;
+    this.waited = false;
     if (queue.needsInterrupt()) this.interrupt();
   }
 
@@ -206,6 +213,7 @@ export class VhostQueue implements RequestOwner {
     }
     // Of a full ring there is nothing to take, whatever its driver claims: a completion wakes us.
     if (this.open < queue.size && queue.startNotifications()) return;
+    if (this.open > 0) this.waited = true;
     if (this.link.command === Command.NONE) this.waiter.sleep();
     this.spunUs = 0;
   }
@@ -218,7 +226,10 @@ export class VhostQueue implements RequestOwner {
   private spinLimitUs(): number {
     if (this.mustPoll) return Number.POSITIVE_INFINITY;
     // With I/O in the kernel's hands spinning only burns a processor: its completion wakes us.
-    return this.open > 0 ? 0 : this.options.pollTimeoutUs;
+    if (this.open > 0) return 0;
+    // Behind a disk that takes its time, what a driver's wake-up takes is not worth a processor.
+    const { pollTimeoutUs } = this.options;
+    return this.slow ? Math.min(SLOW_SPIN_US, pollTimeoutUs) : pollTimeoutUs;
   }
 
   private obey(command: number): number {

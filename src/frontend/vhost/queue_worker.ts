@@ -6,8 +6,8 @@ import { BounceLayer } from '../../device/bounce.ts';
 import type { DiskFacts } from '../../device/disk.ts';
 import { failureLog } from '../../device/failure_log.ts';
 import { FileDevice, type FileEngine } from '../../device/file_device.ts';
-import { InlineWrites } from '../../device/inline_writes.ts';
 import { NullDevice } from '../../device/null_device.ts';
+import { PageCacheEngine } from '../../device/page_cache_engine.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
@@ -73,7 +73,9 @@ function build(start: QueueStart): VhostQueue {
     waiter = new RingWaiter(ring, wakeFd);
     registrar = ring;
     engine =
-      facts.direct || facts.writeThrough ? ring : new InlineWrites(ring, new SyncEngine(fds));
+      facts.direct || facts.writeThrough
+        ? ring
+        : new PageCacheEngine(ring, new SyncEngine(fds), fds);
   }
   const device = stack(facts, engine, requests, log);
   return new VhostQueue(
