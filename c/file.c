@@ -41,6 +41,26 @@ static uint64_t queue_limit(dev_t dev, const char *name)
     return value;
 }
 
+/*
+ * The largest power of two that the device under dev takes as one request, in whatever pages the
+ * memory is. A file system without a device of its own is taken to be like most disks.
+ */
+static uint32_t direct_piece(dev_t dev)
+{
+    uint64_t bytes = queue_limit(dev, "max_sectors_kb") * 1024;
+    uint64_t segments = queue_limit(dev, "max_segments");
+    uint32_t piece = 256 * 1024;
+    if (!bytes || !segments)
+        return piece;
+    /* Memory that isn't page aligned takes one segment more. */
+    if (segments > 1 && (segments - 1) * 4096 < bytes)
+        bytes = (segments - 1) * 4096;
+    piece = 64 * 1024;
+    while (piece < 1024 * 1024 && (uint64_t)piece * 2 <= bytes)
+        piece *= 2;
+    return piece;
+}
+
 /* Finds out by reading what statx can't tell before Linux 6.1: the smallest direct read. */
 static uint32_t direct_read_align(int fd)
 {
@@ -88,6 +108,7 @@ int ubiblk_file_facts(int fd, struct ubiblk_file_facts *facts)
     }
     if (flags & O_DIRECT) {
         struct statx stx;
+        facts->direct_piece = direct_piece(S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev);
         memset(&stx, 0, sizeof(stx));
         if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
             (stx.stx_mask & STATX_DIOALIGN)) {

@@ -44,6 +44,7 @@ struct ubiblk_file_facts {
     uint32_t logical_block, physical_block, optimal_io;
     uint32_t direct_memory_align, direct_offset_align; /* 0: no direct I/O */
     uint32_t can_punch, can_zero_range;
+    uint32_t direct_piece; /* bytes that the device takes in one go, a power of two */
 };
 
 UBIBLK_API int ubiblk_file_facts(int fd, struct ubiblk_file_facts *facts);

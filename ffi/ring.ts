@@ -23,6 +23,8 @@ export const OP_READ = 22;
 export const OP_WRITE = 23;
 
 const FIXED_FILE = 1;
+/** Or-ed to the op of a transfer: a worker thread of the kernel does it (IOSQE_ASYNC). */
+export const BY_WORKER = (1 << 4) << 8;
 const POLL_ADD_MULTI = 1;
 const POLLIN = 1;
 const FSYNC_DATASYNC = 1;
@@ -71,6 +73,7 @@ export const SPIN_RING = 2;
 export class RingForbidden extends Error {}
 
 export class Ring {
+  readonly parallel = true;
   /** Which of RING_SETUPS the kernel took. */
   readonly setup: RingSetup;
   readonly sqEntries: number;

@@ -41,6 +41,8 @@ export interface DiskFacts {
   /** What direct I/O asks of addresses in memory, and of offsets and lengths; 1 without it. */
   directMemoryAlign: number;
   directOffsetAlign: number;
+  /** What is transferred at once, in bytes; more is cut up where that gains. */
+  pieceBytes: number;
   canPunch: boolean;
   canZeroRange: boolean;
 }
@@ -53,6 +55,8 @@ const LOCK_SPLIT = 2 ** 62;
 
 /** struct ubiblk_file_facts of c/ubiblk.h, in 32-bit words. */
 const FACTS_WORDS = 12;
+/** A copy of this much is worth the help of another thread. */
+const CACHED_PIECE_BYTES = 512 * 1024;
 
 export class Disk {
   constructor(
@@ -93,6 +97,7 @@ export function openNullDisk(sizeBytes: number): Disk {
     optimalIo: 0,
     directMemoryAlign: 1,
     directOffsetAlign: 1,
+    pieceBytes: CACHED_PIECE_BYTES,
     canPunch: true,
     canZeroRange: true,
   });
@@ -133,6 +138,7 @@ export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
       optimalIo: at(6),
       directMemoryAlign: direct ? at(7) : 1,
       directOffsetAlign: offsetAlign,
+      pieceBytes: direct ? at(11) : CACHED_PIECE_BYTES,
       canPunch: at(9) === 1,
       canZeroRange: at(10) === 1,
     });

@@ -6,6 +6,7 @@
 import { EAGAIN, EINTR, EIO, EOPNOTSUPP } from '../../ffi/errno.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import {
+  BY_WORKER,
   IovecTable,
   OP_READ,
   OP_READV,
@@ -30,6 +31,8 @@ export const BUFFERED_FILE = 1;
 
 /** What does the I/O: a `Ring`, or the synchronous engine with the same shape. */
 export interface FileEngine {
+  /** Whether transfers go on side by side, so that a large one gains by being cut up. */
+  readonly parallel?: boolean;
   addHandler(handler: RingHandler): number;
   /** @param buffer the registered part of memory that the data is in, -1 where it is in none */
   transfer(
@@ -69,6 +72,9 @@ const STAGE_TRANSFER = 0;
 const STAGE_ALLOCATE = 1;
 const STAGE_FILL = 2;
 const STAGE_SYNC = 3;
+const STAGE_PIECES = 4;
+/** Most pieces that a transfer is cut into. */
+const MAX_PIECES = 64;
 
 const ZERO_PART = 65536;
 const ZERO_PARTS = 64;
@@ -103,8 +109,12 @@ export class FileDevice implements BlockDevice, RingHandler {
     switch (request.op) {
       case READ:
       case WRITE:
-        request.stage = STAGE_TRANSFER;
-        this.transfer(request);
+        if (this.isCut(request)) {
+          this.transferPieces(request);
+        } else {
+          request.stage = STAGE_TRANSFER;
+          this.transfer(request);
+        }
         break;
       case FLUSH:
         this.sync(request);
@@ -116,11 +126,71 @@ export class FileDevice implements BlockDevice, RingHandler {
 
   ringCompleted(index: number, result: number): void {
     const request = this.requests.get(index);
+    if (request.stage === STAGE_PIECES) {
+      this.pieceTransferred(request, result);
+      return;
+    }
     if (result < 0 && this.tryAgain(request, result)) return;
     if (request.stage === STAGE_TRANSFER) this.transferred(request, result);
     else if (request.stage === STAGE_FILL) this.filled(request, result);
     else if (request.stage === STAGE_ALLOCATE) this.allocated(request, result);
     else this.finish(request, result);
+  }
+
+  /**
+   * Whether a transfer is cut into pieces that go on side by side. Direct I/O larger than what the
+   * device takes at once would be begun, refused and begun again by a worker thread; a large copy
+   * from the page cache would keep one processor busy while others have nothing to do.
+   */
+  private isCut(request: BlockRequest): boolean {
+    const { direct, pieceBytes } = this.facts;
+    return (
+      this.engine.parallel === true &&
+      request.segments === 1 &&
+      request.length > pieceBytes &&
+      request.length <= pieceBytes * MAX_PIECES &&
+      (direct || request.op === READ)
+    );
+  }
+
+  private transferPieces(request: BlockRequest): void {
+    const { direct, pieceBytes } = this.facts;
+    const { address, offset, length, index, buffer } = request;
+    const read = request.op === READ;
+    const file = this.fileFor(request);
+    const rwFlags = request.durable && !read ? RWF_DSYNC : 0;
+    const count = Math.ceil(length / pieceBytes);
+    request.stage = STAGE_PIECES;
+    request.attempts = count;
+    // The last piece may complete the request before `transfer` returns: it is not touched after.
+    for (let i = 0; i < count; i++) {
+      const at = i * pieceBytes;
+      const helped = !direct && i % 2 === 1 ? BY_WORKER : 0;
+      this.engine.transfer(
+        (read ? OP_READ : OP_WRITE) | helped,
+        file,
+        address + at,
+        Math.min(pieceBytes, length - at),
+        offset + at,
+        rwFlags,
+        this.handler,
+        index,
+        buffer,
+      );
+    }
+  }
+
+  /** Counts a piece; where one fell short, all is done once more, in one go that sees why. */
+  private pieceTransferred(request: BlockRequest, result: number): void {
+    if (result > 0) request.transferred += result;
+    if (--request.attempts > 0) return;
+    if (request.transferred === request.length) {
+      this.finish(request, 0);
+      return;
+    }
+    request.transferred = 0;
+    request.stage = STAGE_TRANSFER;
+    this.transfer(request);
   }
 
   private transfer(request: BlockRequest): void {

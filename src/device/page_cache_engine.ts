@@ -21,6 +21,7 @@ const RING_FOR_MS = 100;
 const UNTRIED_READS = 32;
 
 export class PageCacheEngine implements FileEngine {
+  readonly parallel = true;
   private readonly handlers: RingHandler[] = [];
   private readonly syncHandlers: number[] = [];
   private ringUntil = 0;

@@ -1,7 +1,14 @@
 /** A disk in memory behind the interface of the I/O engines, which fails as it is told. */
 import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer, windowOver } from '../../ffi/memory.ts';
-import { IovecTable, OP_READ, OP_READV, OP_WRITE, type RingHandler } from '../../ffi/ring.ts';
+import {
+  BY_WORKER,
+  IovecTable,
+  OP_READ,
+  OP_READV,
+  OP_WRITE,
+  type RingHandler,
+} from '../../ffi/ring.ts';
 import type { FileEngine } from '../../src/device/file_device.ts';
 import {
   type BlockDevice,
@@ -24,6 +31,8 @@ export interface Call {
   length: number;
   /** RWF_* of a transfer, mode of a fallocate. */
   flags: number;
+  /** A worker thread is asked to do it. */
+  byWorker?: boolean;
 }
 
 /**
@@ -35,6 +44,8 @@ export class FakeEngine implements FileEngine {
   readonly disk: Uint8Array;
   readonly calls: Call[] = [];
   verdict: Verdict = () => undefined;
+  parallel = false;
+  batch = 0;
   private readonly handlers: RingHandler[] = [];
   private readonly completions: [handler: number, index: number, result: number][] = [];
 
@@ -47,7 +58,7 @@ export class FakeEngine implements FileEngine {
   }
 
   transfer(
-    op: number,
+    flaggedOp: number,
     file: number,
     address: number,
     length: number,
@@ -56,12 +67,15 @@ export class FakeEngine implements FileEngine {
     handler: number,
     index: number,
   ): void {
+    const byWorker = (flaggedOp & BY_WORKER) !== 0;
+    const op = flaggedOp & ~BY_WORKER;
     const read = op === OP_READ || op === OP_READV;
     const vectored = op !== OP_READ && op !== OP_WRITE;
     const parts = vectored ? iovecsAt(address, length) : [[address, length]];
     const total = parts.reduce((sum, [, bytes]) => sum + bytes, 0);
     const kind = read ? 'read' : 'write';
-    const result = this.judge({ kind, file, offset, length: total, flags: rwFlags }) ?? total;
+    const call = { kind, file, offset, length: total, flags: rwFlags, byWorker } as const;
+    const result = this.judge(call) ?? total;
     let left = Math.max(result, 0);
     let at = offset;
     for (const [from, bytes] of parts) {

@@ -109,6 +109,56 @@ for (const [name, parts] of SHAPES) {
   });
 }
 
+const MIB = 1 << 20;
+const PIECE = 1 << 18;
+
+test('a large direct transfer goes in pieces side by side, to the right places', () => {
+  engine.parallel = true;
+  const device = deviceWith({ direct: true, pieceBytes: PIECE, sizeBytes: DISK_BYTES });
+  const expected = engine.disk.slice(4096, 4096 + MIB + 512);
+  expect(requester.run(device, engine, requester.make(READ, 4096, [[512, MIB + 512]]))).toBe(0);
+  expect(Buffer.compare(requester.bytes.subarray(512, 512 + MIB + 512), expected)).toBe(0);
+  const at = [0, 1, 2, 3, 4].map((i) => 4096 + i * PIECE);
+  expect(engine.calls.map(({ offset }) => offset)).toEqual(at);
+  expect(engine.calls.map(({ length }) => length)).toEqual([PIECE, PIECE, PIECE, PIECE, 512]);
+  expect(engine.calls.some(({ byWorker }) => byWorker)).toBe(false);
+
+  engine.calls.length = 0;
+  requester.bytes.fill(0x5a, 0, MIB);
+  const write = requester.make(WRITE, MIB, [[0, MIB]], { durable: true });
+  expect(requester.run(device, engine, write)).toBe(0);
+  expect(engine.calls.map(({ flags }) => flags)).toEqual([DSYNC, DSYNC, DSYNC, DSYNC]);
+  expect(engine.disk.subarray(MIB, 2 * MIB).every((byte) => byte === 0x5a)).toBe(true);
+});
+
+test('a piece that falls short or fails makes all go once more, and an error is told once', () => {
+  engine.parallel = true;
+  const device = deviceWith({ direct: true, pieceBytes: PIECE, sizeBytes: DISK_BYTES });
+  for (const wrong of [512, 0, -EINTR, -EAGAIN, -EIO]) {
+    engine.calls.length = 0;
+    requester.bytes.fill(0, 0, MIB);
+    engine.verdict = (_, number) => (number === 2 ? wrong : undefined);
+    expect(requester.run(device, engine, requester.make(READ, 0, [[0, MIB]]))).toBe(0);
+    expect(Buffer.compare(requester.bytes.subarray(0, MIB), engine.disk.subarray(0, MIB))).toBe(0);
+    expect(engine.calls.length).toBe(5);
+  }
+  expect(failures).toEqual([]);
+  engine.verdict = () => -EIO;
+  expect(requester.run(device, engine, requester.make(READ, 0, [[0, MIB]]))).toBe(-EIO);
+  expect(failures).toEqual([-EIO]);
+  expect(device.inFlight).toBe(0);
+});
+
+test('of a large read from the page cache a worker thread copies every other piece', () => {
+  engine.parallel = true;
+  const device = deviceWith({ direct: false, pieceBytes: PIECE, sizeBytes: DISK_BYTES });
+  expect(requester.run(device, engine, requester.make(READ, 0, [[0, MIB]]))).toBe(0);
+  expect(engine.calls.map(({ byWorker }) => byWorker)).toEqual([false, true, false, true]);
+  engine.calls.length = 0;
+  expect(requester.run(device, engine, requester.make(WRITE, 0, [[0, MIB]]))).toBe(0);
+  expect(engine.calls.length).toBe(1);
+});
+
 test('EINTR and EAGAIN are tried again, though not for ever', () => {
   const device = deviceWith();
   engine.verdict = (_, number) => (number < 1000 ? -EAGAIN : undefined);

@@ -121,6 +121,7 @@ export function diskFacts(more: Partial<DiskFacts> = {}): DiskFacts {
     physicalBlock: 512,
     optimalIo: 0,
     directMemoryAlign: 1,
+    pieceBytes: 1 << 19,
     directOffsetAlign: 1,
     canPunch: true,
     canZeroRange: true,
