@@ -39,7 +39,7 @@ async function finish(child: Child, deadlineMs: number): Promise<string> {
   }
 }
 
-/** Runs libblkio's benchmark against a server. */
+/** Runs libblkio's benchmark against a server. @throws Error that names the server */
 export async function measure(server: RunningServer, row: Row, seconds: number): Promise<Sample> {
   if (!server.child.running) throw new Error(`${server.name} has ended: ${server.child.report()}`);
   const argv = [client('blkio-bench'), `--num-threads=${row.queues}`, `--iodepth=${row.depth}`];
@@ -47,7 +47,9 @@ export async function measure(server: RunningServer, row: Row, seconds: number):
   if (row.poll) argv.push('--poll');
   const before = cpuTicks(server.child.pid);
   const load = new Child([...argv, 'virtio-blk-vhost-user', `path=${server.socket}`]);
-  const text = await finish(load, seconds * 1000 + 20_000);
+  const text = await finish(load, seconds * 1000 + 20_000).catch((error) => {
+    throw new Error(`${server.name} under ${row.name}: ${(error as Error).message}`);
+  });
   const ticks = cpuTicks(server.child.pid) - before;
   const { kiops, mean_lat_us } = JSON.parse(text).aggregate;
   const iops = kiops * 1000;

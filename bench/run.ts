@@ -125,7 +125,7 @@ async function bestPeerMode(served: Served, row: Row): Promise<string> {
       }
     } catch (error) {
       // Some of its modes hang under some loads; it is not compared in those.
-      console.error(`bench: ${row.name}: the peer in mode ${mode} gave no figure: ${error}`);
+      console.error(`bench: no figure: ${(error as Error).message}`);
     } finally {
       await stop(server);
     }
@@ -312,12 +312,13 @@ function takeTurn(): void {
   process.on('exit', () => rmSync(path, { force: true }));
 }
 
-async function main(): Promise<void> {
+/** Measures what was asked for; false where a row could not be. */
+async function main(): Promise<boolean> {
   const rows = allRows(cores);
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    return;
+    return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
   takeTurn();
@@ -340,12 +341,18 @@ async function main(): Promise<void> {
   printColumns([...heads, 'peer mode', 'file'], 'ours / peer');
 
   const results: Result[] = [];
+  let broken = 0;
   for (const row of rows.filter(({ name }) => wanted(name))) {
     const served: Served = { place: row.place, file, sizeBytes, queues: row.queues, folder };
     const oneQueue = results.find(({ row: name }) => name === row.name.replace(/ q\d+/, ''));
-    const result = await runRow(row, served, oneQueue);
-    printResult(result);
-    results.push(result);
+    try {
+      const result = await runRow(row, served, oneQueue);
+      printResult(result);
+      results.push(result);
+    } catch (error) {
+      broken++;
+      console.error(`bench: the row is given up: ${(error as Error).message}`);
+    }
   }
   const singles = await processRows(folder, file);
 
@@ -355,15 +362,18 @@ async function main(): Promise<void> {
   ];
   const passed = verdicts.filter((one) => one.passed).length;
   console.log('');
-  console.log(`${passed} targets reached, ${verdicts.length - passed} missed`);
+  const given = broken > 0 ? `, ${broken} rows given up` : '';
+  console.log(`${passed} targets reached, ${verdicts.length - passed} missed${given}`);
   if (options.json) {
     const head = { machine, commit: commit(), peer, runs, seconds };
     writeFileSync(options.json, `${JSON.stringify({ ...head, results, singles }, null, 2)}\n`);
   }
+  return broken === 0;
 }
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
 
+let measured = true;
 if (options.help) console.log(help.trimEnd());
-else await main();
-process.exit(0);
+else measured = await main();
+process.exit(measured ? 0 : 1);

@@ -21,7 +21,12 @@ struct ubiblk_ring_layout {
     uint64_t features, setup_flags;
 };
 
-enum ubiblk_spin_result { UBIBLK_SPIN_TIMEOUT = 0, UBIBLK_SPIN_AVAIL = 1, UBIBLK_SPIN_RING = 2 };
+enum ubiblk_spin_result {
+    UBIBLK_SPIN_TIMEOUT = 0,
+    UBIBLK_SPIN_AVAIL = 1,
+    UBIBLK_SPIN_RING = 2,
+    UBIBLK_SPIN_CROWDED = 4
+};
 
 UBIBLK_API int ubiblk_ring_create(uint32_t sq_entries, uint32_t cq_entries, uint32_t setup_flags,
                                   struct ubiblk_ring_layout *layout);

@@ -58,24 +58,43 @@ static uint64_t now_ns(void)
  */
 enum { YIELD_EVERY_NS = 20000 };
 
+/*
+ * From one look at the clock to the next takes microseconds; after this long the processor has been
+ * with somebody else.
+ */
+enum { CROWDED_NS = 100000 };
+
 struct spin {
-    uint64_t end, next_yield;
+    uint64_t end, last, next_yield;
 };
 
-static int spun_enough(struct spin *spin, uint32_t timeout_us)
+/* Returns -1 to go on, else what ends the spin. */
+static int look_at_clock(struct spin *spin, uint32_t timeout_us)
 {
     uint64_t now = now_ns();
     if (!spin->end) {
         spin->end = now + (uint64_t)timeout_us * 1000;
+        spin->last = now;
         spin->next_yield = now + YIELD_EVERY_NS;
     }
+    if (now - spin->last > CROWDED_NS)
+        return UBIBLK_SPIN_CROWDED;
+    spin->last = now;
     if (now >= spin->end)
-        return 1;
+        return UBIBLK_SPIN_TIMEOUT;
     if (now >= spin->next_yield) {
         sched_yield();
-        spin->next_yield = now_ns() + YIELD_EVERY_NS;
+        spin->next_yield = now + YIELD_EVERY_NS;
     }
-    return 0;
+    return -1;
+}
+
+/* What was found may have come while another thread had the processor. */
+static int spin_found(const struct spin *spin, int found)
+{
+    if (spin->end && now_ns() - spin->last > CROWDED_NS)
+        return found | UBIBLK_SPIN_CROWDED;
+    return found;
 }
 
 /*
@@ -167,7 +186,8 @@ int ubiblk_ring_unregister_buffers(uint64_t handle)
 
 /*
  * Spins until the 16-bit counter at avail_idx differs from seen, the ring has completions or work
- * to run, or timeout_us has passed. Returns bits of ubiblk_spin_result.
+ * to run, timeout_us has passed, or the processor was with another thread for a while. Returns bits
+ * of ubiblk_spin_result.
  */
 int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_t timeout_us)
 {
@@ -175,7 +195,7 @@ int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_
     const uint16_t *avail = (const uint16_t *)(uintptr_t)avail_idx;
     const unsigned *cq_head = ring->uring.cq.khead, *cq_tail = ring->uring.cq.ktail;
     const unsigned *sq_flags = ring->uring.sq.kflags;
-    struct spin spin = {0, 0};
+    struct spin spin = {0, 0, 0};
     for (unsigned turn = 1;; turn++) {
         int found = 0;
         if (__atomic_load_n(avail, __ATOMIC_ACQUIRE) != (uint16_t)seen)
@@ -185,10 +205,13 @@ int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_
              (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
             found |= UBIBLK_SPIN_RING;
         if (found)
-            return found;
+            return spin_found(&spin, found);
         cpu_relax();
-        if (turn % 16 == 0 && spun_enough(&spin, timeout_us))
-            return UBIBLK_SPIN_TIMEOUT;
+        if (turn % 16)
+            continue;
+        int end = look_at_clock(&spin, timeout_us);
+        if (end >= 0)
+            return end;
     }
 }
 
@@ -196,13 +219,16 @@ int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen, uint32_
 int ubiblk_spin_avail(uint64_t avail_idx, uint32_t seen, uint32_t timeout_us)
 {
     const uint16_t *avail = (const uint16_t *)(uintptr_t)avail_idx;
-    struct spin spin = {0, 0};
+    struct spin spin = {0, 0, 0};
     for (unsigned turn = 1;; turn++) {
         if (__atomic_load_n(avail, __ATOMIC_ACQUIRE) != (uint16_t)seen)
-            return UBIBLK_SPIN_AVAIL;
+            return spin_found(&spin, UBIBLK_SPIN_AVAIL);
         cpu_relax();
-        if (turn % 16 == 0 && spun_enough(&spin, timeout_us))
-            return UBIBLK_SPIN_TIMEOUT;
+        if (turn % 16)
+            continue;
+        int end = look_at_clock(&spin, timeout_us);
+        if (end >= 0)
+            return end;
     }
 }
 

@@ -68,6 +68,7 @@ export interface RingHandler {
 /** What `ubiblk_ring_spin` saw. */
 export const SPIN_AVAIL = 1;
 export const SPIN_RING = 2;
+export const SPIN_CROWDED = 4;
 
 /** Thrown by `Ring` where the kernel or its administrator forbids io_uring. */
 export class RingForbidden extends Error {}

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <liburing.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -148,6 +149,30 @@ static void spins_until_the_counter_moves_or_the_ring_has_work(void)
     ubiblk_ring_destroy(ring.handle);
 }
 
+static void *burn(void *going_on)
+{
+    while (__atomic_load_n((int *)going_on, __ATOMIC_RELAXED))
+        ;
+    return NULL;
+}
+
+/* The burner starts on the processor that its maker was pinned to, and stays there. */
+static void ends_a_spin_where_others_want_the_processor(void)
+{
+    uint16_t available = 0;
+    int going_on = 1;
+    pthread_t burner;
+    cpu_set_t before;
+
+    CHECK_EQUAL(pthread_getaffinity_np(pthread_self(), sizeof(before), &before), 0);
+    CHECK_EQUAL(ubiblk_pin_thread((uint32_t)sched_getcpu()), 0);
+    CHECK_EQUAL(pthread_create(&burner, NULL, burn, &going_on), 0);
+    CHECK_EQUAL(ubiblk_spin_avail((uintptr_t)&available, 0, UINT32_MAX), UBIBLK_SPIN_CROWDED);
+    __atomic_store_n(&going_on, 0, __ATOMIC_RELAXED);
+    pthread_join(burner, NULL);
+    CHECK_EQUAL(pthread_setaffinity_np(pthread_self(), sizeof(before), &before), 0);
+}
+
 static void tells_the_version_of_liburing(void)
 {
     char version[32];
@@ -172,6 +197,7 @@ int main(void)
         RUN(refuses_flags_that_the_kernel_does_not_know);
         RUN(spins_until_the_counter_moves_or_the_ring_has_work);
     }
+    RUN(ends_a_spin_where_others_want_the_processor);
     RUN(tells_the_version_of_liburing);
     return test_summary();
 }

@@ -1,8 +1,8 @@
 /** A queue whose driver, disk and control thread do what they like. */
-import { afterEach, expect, test } from 'bun:test';
+import { afterEach, expect, spyOn, test } from 'bun:test';
+import { SPIN_CROWDED } from '../../ffi/ring.ts';
 import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../../src/device/request.ts';
-import type { GuestOptions } from './fake_guest.ts';
-import { QueueBench, type Script } from './queue_bench.ts';
+import { type BenchOptions, QueueBench, type Script } from './queue_bench.ts';
 
 const IN = 0;
 const OUT = 1;
@@ -14,10 +14,7 @@ const EIO = -5;
 
 let bench: QueueBench;
 
-function run(
-  script: (bench: QueueBench) => Script,
-  options: GuestOptions & { inflight?: boolean } = {},
-): void {
+function run(script: (bench: QueueBench) => Script, options: BenchOptions = {}): void {
   bench = new QueueBench(options);
   bench.run(script(bench));
 }
@@ -226,6 +223,36 @@ test('of a full ring no more is taken, and the queue sleeps until a completion',
     },
     { size: 4 },
   );
+});
+
+test('a spin that others had to wait for is the last for a while', () => {
+  let now = 1000;
+  const clock = spyOn(performance, 'now').mockImplementation(() => now);
+  try {
+    run(
+      function* (b) {
+        expect(b.spins).toBe(1);
+        b.offer(0, GET_ID, 0, 20);
+        yield;
+        expect(b.spins).toBe(2);
+        b.spinResult = SPIN_CROWDED;
+        b.offer(1, GET_ID, 0, 20);
+        yield;
+        expect(b.spins).toBe(3);
+        b.offer(2, GET_ID, 0, 20);
+        yield;
+        expect(b.spins).toBe(3);
+        now += 1000;
+        b.offer(3, GET_ID, 0, 20);
+        yield;
+        expect(b.spins).toBe(4);
+        expect(b.take().length).toBe(4);
+      },
+      { pollTimeoutUs: 50 },
+    );
+  } finally {
+    clock.mockRestore();
+  }
 });
 
 test('a stop waits for what is in flight and says where the ring goes on', () => {

@@ -35,6 +35,11 @@ export const DATA_AT = 0x200;
 
 export type Script = Generator<void, void, void>;
 
+export interface BenchOptions extends GuestOptions {
+  inflight?: boolean;
+  pollTimeoutUs?: number;
+}
+
 class RecordingLog extends Log {
   constructor(private readonly lines: string[]) {
     super({ level: 'error', format: 'human' }, 'test');
@@ -53,11 +58,14 @@ export class QueueBench {
   readonly kickFd = shim.ubiblk_eventfd();
   /** What the driver has taken from the used ring, in order. */
   readonly taken: { head: number; length: number }[] = [];
+  /** How often the queue has spun, and what each spin tells it. */
+  spins = 0;
+  spinResult = 0;
   device: RecordingDevice;
   shared!: SharedState;
   private link!: QueueLink;
 
-  constructor(private readonly options: GuestOptions & { inflight?: boolean } = {}) {
+  constructor(private readonly options: BenchOptions = {}) {
     const { size = 16 } = options;
     this.guest = new FakeGuest({
       ...options,
@@ -77,7 +85,11 @@ export class QueueBench {
     this.shared.writeback = true;
     this.shared.regions = this.guest.memory.regions;
     this.device = new RecordingDevice(this.guest.memory, this.guest.facts);
-    const waiter = new ScriptedWaiter(script, () => this.exit());
+    const waiter = new ScriptedWaiter(
+      script,
+      () => this.exit(),
+      () => this.spin(),
+    );
     const queue = new VhostQueue(
       this.device,
       this.guest.facts,
@@ -85,7 +97,7 @@ export class QueueBench {
       new RequestTable(),
       this.link,
       this.shared,
-      { deviceId: 'disk-7', pollTimeoutUs: 0 },
+      { deviceId: 'disk-7', pollTimeoutUs: this.options.pollTimeoutUs ?? 0 },
       new RecordingLog(this.logged),
       null,
     );
@@ -171,6 +183,11 @@ export class QueueBench {
     this.guest.free();
   }
 
+  private spin(): number {
+    this.spins++;
+    return this.spinResult;
+  }
+
   /** Ends the queue; what is in flight is finished first. */
   private exit(): void {
     if (this.device.open.length > 0) this.device.finish(0);
@@ -186,6 +203,7 @@ class ScriptedWaiter implements Waiter {
   constructor(
     private readonly script: Script,
     private readonly exit: () => void,
+    readonly spin: () => number,
   ) {}
 
   watch(): void {}
@@ -205,9 +223,5 @@ class ScriptedWaiter implements Waiter {
       this.ended = true;
     }
     if (this.ended) this.exit();
-  }
-
-  spin(): number {
-    return 0;
   }
 }

@@ -5,6 +5,7 @@
 import { heapSize } from 'bun:jsc';
 import { shim } from '../../../ffi/library.ts';
 import { windowOver } from '../../../ffi/memory.ts';
+import { SPIN_CROWDED } from '../../../ffi/ring.ts';
 import type { DiskFacts } from '../../device/disk.ts';
 import type {
   BlockDevice,
@@ -51,6 +52,8 @@ interface RunningRing {
 const SPIN_SLICE_US = 1000;
 /** After an answer that had to wait for the disk: long enough for a driver that polls. */
 const SLOW_SPIN_US = 5;
+/** After a spin that others had to wait for: whoever wants the processor may be our own driver. */
+const NO_SPIN_MS = 100;
 
 export class VhostQueue implements RequestOwner {
   private ring: RunningRing | null = null;
@@ -69,6 +72,8 @@ export class VhostQueue implements RequestOwner {
   private readonly lostMemory: Uint32Array;
   private lostBefore = 0;
   private spunUs = 0;
+  /** Until then processors are scarce, in milliseconds of performance.now(). */
+  private crowdedUntil = 0;
   /** Whether the queue has slept for I/O since it last answered, and before that. */
   private waited = false;
   private slow = false;
@@ -206,8 +211,9 @@ export class VhostQueue implements RequestOwner {
   /** Nothing to do: spins for what may come soon, then sleeps with the driver's notifications on. */
   private rest(queue: Virtqueue): void {
     const slice = Math.min(this.spinLimitUs() - this.spunUs, SPIN_SLICE_US);
-    if (slice > 0) {
-      this.waiter.spin(queue.availIdxAddress, queue.nextAvailable, slice);
+    if (slice > 0 && (this.mustPoll || !this.isCrowded())) {
+      const seen = this.waiter.spin(queue.availIdxAddress, queue.nextAvailable, slice);
+      if (seen & SPIN_CROWDED) this.crowdedUntil = performance.now() + NO_SPIN_MS;
       this.spunUs += slice;
       return;
     }
@@ -230,6 +236,14 @@ export class VhostQueue implements RequestOwner {
     // Behind a disk that takes its time, what a driver's wake-up takes is not worth a processor.
     const { pollTimeoutUs } = this.options;
     return this.slow ? Math.min(SLOW_SPIN_US, pollTimeoutUs) : pollTimeoutUs;
+  }
+
+  /** Whether the processor was wanted by others a short while ago. */
+  private isCrowded(): boolean {
+    if (this.crowdedUntil === 0) return false;
+    if (performance.now() < this.crowdedUntil) return true;
+    this.crowdedUntil = 0;
+    return false;
   }
 
   private obey(command: number): number {
