@@ -18,13 +18,10 @@ export const EROFS = constants.errno.EROFS;
 export const EISDIR = constants.errno.EISDIR;
 export const ENOTBLK = 15;
 export const ENAMETOOLONG = constants.errno.ENAMETOOLONG;
-export const ENOSYS = constants.errno.ENOSYS;
-export const ERANGE = constants.errno.ERANGE;
 export const EOPNOTSUPP = constants.errno.EOPNOTSUPP;
 export const EADDRINUSE = constants.errno.EADDRINUSE;
 export const ECONNREFUSED = constants.errno.ECONNREFUSED;
 export const ENOTSOCK = constants.errno.ENOTSOCK;
-export const ECANCELED = constants.errno.ECANCELED;
 export const ETIME = constants.errno.ETIME;
 
 /** `errnoName(-28)` and `errnoName(28)` are `ENOSPC`. */

@@ -4,7 +4,7 @@
  */
 import { afterEach, expect, test } from 'bun:test';
 import { NativeBuffer } from '../../ffi/memory.ts';
-import { InflightRecord, inflightBytes } from '../../src/frontend/vhost/inflight.ts';
+import { InflightRecord, inflightBytes, inflightShare } from '../../src/frontend/vhost/inflight.ts';
 import { Random, seed, soak } from '../random.ts';
 import { QueueBench, type Script } from './queue_bench.ts';
 
@@ -211,4 +211,15 @@ test('one record is a multiple of 64 bytes, as the next one follows it', () => {
     expect(inflightBytes(size) % 64).toBe(0);
     expect(inflightBytes(size)).toBeGreaterThanOrEqual(16 + 16 * size);
   }
+});
+
+test('queues share a record alike, and each gets what its size needs', () => {
+  for (const size of [1, 8, 128, 32768])
+    for (const queues of [1, 2, 3, 64])
+      expect(inflightShare(queues * inflightBytes(size), queues)).toBe(inflightBytes(size));
+  // Whoever rounds the whole up to pages gives each queue more, none a part of the next one's.
+  const share = inflightShare(8192, 3);
+  expect(share % 64).toBe(0);
+  expect(share).toBeGreaterThanOrEqual(inflightBytes(128));
+  expect(3 * share).toBeLessThanOrEqual(8192);
 });

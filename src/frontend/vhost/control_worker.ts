@@ -106,6 +106,7 @@ class Control {
   private readonly fds = new Int32Array(32);
   private readonly fdCount = new Uint32Array(1);
   private connection = -1;
+  private refusedOther = false;
   private session: Session | null = null;
 
   constructor(private readonly start: ControlStart) {
@@ -141,11 +142,14 @@ class Control {
     const fd = shim.ubiblk_socket_accept(this.start.listenFd);
     if (fd < 0) return;
     if (this.connection >= 0) {
-      this.log.warn('a second frontend was refused: one is connected');
+      // Once for each that is connected: whoever is refused may try without end.
+      if (!this.refusedOther) this.log.warn('a second frontend was refused: one is connected');
+      this.refusedOther = true;
       shim.ubiblk_close(fd);
       return;
     }
     this.connection = fd;
+    this.refusedOther = false;
     const { numQueues, queueSize } = this.start.options;
     // A new guest starts with the cache mode that the configuration says.
     this.config.writeback = !this.start.facts.writeThrough;
