@@ -14,7 +14,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/uio.h>
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -22,6 +22,8 @@
 #ifdef UBIBLK_ISAL_CRYPTO
 #include <isa-l_crypto.h>
 #endif
+
+#include "secret.h"
 
 #define BLOCK_SIZE        16
 #define BLOCKS_PER_SECTOR (UBIBLK_XTS_SECTOR_SIZE / BLOCK_SIZE)
@@ -55,16 +57,6 @@ struct ubiblk_xts {
     struct ciphers template;
     struct slot slots[SLOTS];
 };
-
-/*
- * OpenSSL would read the host's openssl.cnf, which may name providers built for another OpenSSL,
- * and would free its tables at exit while other threads still cipher.
- */
-static int openssl_init(void)
-{
-    return OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, NULL) ? 0
-                                                                                           : -EIO;
-}
 
 #ifdef UBIBLK_ISAL_CRYPTO
 
@@ -143,35 +135,38 @@ static void ciphers_free(struct ciphers *ciphers)
 static int cipher_new(EVP_CIPHER_CTX **out, const EVP_CIPHER *cipher, const uint8_t *key,
                       int encrypt)
 {
+    secrets_begin();
     *out = EVP_CIPHER_CTX_new();
-    if (*out == NULL)
-        return -ENOMEM;
-    if (!EVP_CipherInit_ex(*out, cipher, NULL, key, NULL, encrypt))
-        return -EIO;
-    return EVP_CIPHER_CTX_set_padding(*out, 0) ? 0 : -EIO;
+    int works = *out != NULL && EVP_CipherInit_ex(*out, cipher, NULL, key, NULL, encrypt) &&
+                EVP_CIPHER_CTX_set_padding(*out, 0);
+    secrets_end();
+    return works ? 0 : *out == NULL ? -ENOMEM : -EIO;
 }
 
 static int template_init(struct ubiblk_xts *xts, const uint8_t *key1, const uint8_t *key2)
 {
     struct ciphers *template = &xts->template;
+    const EVP_CIPHER *ecb = openssl()->ecb, *whole = openssl()->xts;
     int result;
 
     if (xts->engine == ENGINE_OPENSSL_ECB) {
-        result = cipher_new(&template->tweak, EVP_aes_256_ecb(), key2, 1);
+        result = cipher_new(&template->tweak, ecb, key2, 1);
         if (result == 0)
-            result = cipher_new(&template->encrypt, EVP_aes_256_ecb(), key1, 1);
+            result = cipher_new(&template->encrypt, ecb, key1, 1);
         if (result == 0)
-            result = cipher_new(&template->decrypt, EVP_aes_256_ecb(), key1, 0);
+            result = cipher_new(&template->decrypt, ecb, key1, 0);
         return result;
     }
 
-    uint8_t keys[2 * UBIBLK_XTS_KEY_SIZE];
+    uint8_t *keys = secret_alloc(2 * UBIBLK_XTS_KEY_SIZE);
+    if (keys == NULL)
+        return -ENOMEM;
     memcpy(keys, key1, UBIBLK_XTS_KEY_SIZE);
     memcpy(keys + UBIBLK_XTS_KEY_SIZE, key2, UBIBLK_XTS_KEY_SIZE);
-    result = cipher_new(&template->encrypt, EVP_aes_256_xts(), keys, 1);
+    result = cipher_new(&template->encrypt, whole, keys, 1);
     if (result == 0)
-        result = cipher_new(&template->decrypt, EVP_aes_256_xts(), keys, 0);
-    OPENSSL_cleanse(keys, sizeof(keys));
+        result = cipher_new(&template->decrypt, whole, keys, 0);
+    secret_free(keys);
     return result;
 }
 
@@ -179,22 +174,17 @@ int64_t ubiblk_xts_new(const uint8_t *key1, const uint8_t *key2)
 {
     if (key1 == NULL || key2 == NULL)
         return -EINVAL;
-    int result = openssl_init();
-    if (result != 0)
-        return result;
-
-    struct ubiblk_xts *xts =
-        mmap(NULL, sizeof(*xts), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (xts == MAP_FAILED)
+    if (openssl() == NULL)
+        return -EIO;
+    struct ubiblk_xts *xts = secret_alloc(sizeof(*xts));
+    if (xts == NULL)
         return -ENOMEM;
-    /* Keys belong in no core dump; a kernel that can't leave them out still serves. */
-    (void)madvise(xts, sizeof(*xts), MADV_DONTDUMP);
 
     if (CRYPTO_memcmp(key1, key2, UBIBLK_XTS_KEY_SIZE) == 0)
         xts->engine = ENGINE_OPENSSL_ECB;
     else
         xts->engine = isal_usable() ? ENGINE_ISAL : ENGINE_OPENSSL_XTS;
-    result =
+    int result =
         xts->engine == ENGINE_ISAL ? isal_init(xts, key1, key2) : template_init(xts, key1, key2);
     if (result != 0) {
         ubiblk_xts_free((uintptr_t)xts);
@@ -212,8 +202,7 @@ int ubiblk_xts_free(uint64_t handle)
     for (int i = 0; i < SLOTS; i++)
         ciphers_free(&xts->slots[i].ciphers);
     ciphers_free(&xts->template);
-    OPENSSL_cleanse(xts, sizeof(*xts));
-    munmap(xts, sizeof(*xts));
+    secret_free(xts);
     return 0;
 }
 
@@ -221,8 +210,11 @@ static EVP_CIPHER_CTX *cipher_copy(const EVP_CIPHER_CTX *from, int *result)
 {
     if (from == NULL || *result != 0)
         return NULL;
+    secrets_begin();
     EVP_CIPHER_CTX *copy = EVP_CIPHER_CTX_new();
-    if (copy == NULL || !EVP_CIPHER_CTX_copy(copy, from)) {
+    int works = copy != NULL && EVP_CIPHER_CTX_copy(copy, from);
+    secrets_end();
+    if (!works) {
         EVP_CIPHER_CTX_free(copy);
         *result = -ENOMEM;
         return NULL;
@@ -285,10 +277,11 @@ static void tweak_double(uint8_t tweak[BLOCK_SIZE])
         tweak[0] ^= 0x87;
 }
 
+/* What is between the ciphers stays here: `out` may be memory that others see and change. */
 static int ecb_sector(const struct ciphers *ciphers, int encrypt, uint8_t *tweak, const uint8_t *in,
                       uint8_t *out)
 {
-    uint8_t tweaks[UBIBLK_XTS_SECTOR_SIZE];
+    uint8_t tweaks[UBIBLK_XTS_SECTOR_SIZE], inner[UBIBLK_XTS_SECTOR_SIZE];
     int length = 0;
 
     if (!EVP_CipherUpdate(ciphers->tweak, tweak, &length, tweak, BLOCK_SIZE))
@@ -298,48 +291,79 @@ static int ecb_sector(const struct ciphers *ciphers, int encrypt, uint8_t *tweak
         tweak_double(tweak);
     }
     for (int i = 0; i < UBIBLK_XTS_SECTOR_SIZE; i++)
-        out[i] = in[i] ^ tweaks[i];
-    if (!EVP_CipherUpdate(encrypt ? ciphers->encrypt : ciphers->decrypt, out, &length, out,
+        inner[i] = in[i] ^ tweaks[i];
+    if (!EVP_CipherUpdate(encrypt ? ciphers->encrypt : ciphers->decrypt, inner, &length, inner,
                           UBIBLK_XTS_SECTOR_SIZE))
         return -EIO;
     for (int i = 0; i < UBIBLK_XTS_SECTOR_SIZE; i++)
-        out[i] ^= tweaks[i];
+        out[i] = inner[i] ^ tweaks[i];
     OPENSSL_cleanse(tweaks, sizeof(tweaks));
+    OPENSSL_cleanse(inner, sizeof(inner));
     return length == UBIBLK_XTS_SECTOR_SIZE ? 0 : -EIO;
+}
+
+/* One call's work: a direction, and the contexts it has for itself with OpenSSL. */
+struct call {
+    struct ubiblk_xts *xts;
+    struct slot *slot;
+    int encrypt;
+};
+
+static int call_begin(struct call *call, int encrypt, uint64_t handle, uint64_t first_sector,
+                      uint64_t sectors)
+{
+    call->xts = (struct ubiblk_xts *)(uintptr_t)handle;
+    call->slot = NULL;
+    call->encrypt = encrypt;
+    if (call->xts == NULL)
+        return -EINVAL;
+    if (sectors != 0 &&
+        (sectors - 1 > UINT64_MAX - first_sector || sectors > SIZE_MAX / UBIBLK_XTS_SECTOR_SIZE))
+        return -EINVAL;
+    return call->xts->engine == ENGINE_ISAL ? 0 : slot_take(call->xts, &call->slot);
+}
+
+static void call_end(const struct call *call)
+{
+    if (call->slot != NULL)
+        atomic_store_explicit(&call->slot->taken, 0, memory_order_release);
+}
+
+static int cipher_sectors(const struct call *call, uint64_t first_sector, uint64_t sectors,
+                          const uint8_t *in, uint8_t *out)
+{
+    const struct ciphers *ciphers = call->slot != NULL ? &call->slot->ciphers : NULL;
+    int result = 0;
+
+    for (uint64_t i = 0; i < sectors && result == 0; i++) {
+        uint8_t tweak[BLOCK_SIZE];
+        tweak_input(first_sector + i, tweak);
+        if (call->xts->engine == ENGINE_ISAL)
+            result = isal_sector(call->xts, call->encrypt, tweak, in, out);
+        else if (call->xts->engine == ENGINE_OPENSSL_XTS)
+            result =
+                xts_sector(call->encrypt ? ciphers->encrypt : ciphers->decrypt, tweak, in, out);
+        else
+            result = ecb_sector(ciphers, call->encrypt, tweak, in, out);
+        in += UBIBLK_XTS_SECTOR_SIZE;
+        out += UBIBLK_XTS_SECTOR_SIZE;
+    }
+    return result;
 }
 
 static int run(int encrypt, uint64_t handle, uint64_t first_sector, uint64_t sectors,
                uint64_t in_address, uint64_t out_address)
 {
-    struct ubiblk_xts *xts = (struct ubiblk_xts *)(uintptr_t)handle;
-    const uint8_t *in = (const uint8_t *)(uintptr_t)in_address;
-    uint8_t *out = (uint8_t *)(uintptr_t)out_address;
+    struct call call;
 
-    if (xts == NULL || in == NULL || out == NULL)
+    if (in_address == 0 || out_address == 0)
         return -EINVAL;
-    if (sectors == 0)
-        return 0;
-    if (sectors - 1 > UINT64_MAX - first_sector || sectors > SIZE_MAX / UBIBLK_XTS_SECTOR_SIZE)
-        return -EINVAL;
-
-    struct slot *slot = NULL;
-    int result = xts->engine == ENGINE_ISAL ? 0 : slot_take(xts, &slot);
-
-    for (uint64_t i = 0; i < sectors && result == 0; i++) {
-        uint8_t tweak[BLOCK_SIZE];
-        tweak_input(first_sector + i, tweak);
-        if (xts->engine == ENGINE_ISAL)
-            result = isal_sector(xts, encrypt, tweak, in, out);
-        else if (xts->engine == ENGINE_OPENSSL_XTS)
-            result =
-                xts_sector(encrypt ? slot->ciphers.encrypt : slot->ciphers.decrypt, tweak, in, out);
-        else
-            result = ecb_sector(&slot->ciphers, encrypt, tweak, in, out);
-        in += UBIBLK_XTS_SECTOR_SIZE;
-        out += UBIBLK_XTS_SECTOR_SIZE;
-    }
-    if (slot != NULL)
-        atomic_store_explicit(&slot->taken, 0, memory_order_release);
+    int result = call_begin(&call, encrypt, handle, first_sector, sectors);
+    if (result != 0)
+        return result;
+    result = cipher_sectors(&call, first_sector, sectors, (const uint8_t *)(uintptr_t)in_address,
+                            (uint8_t *)(uintptr_t)out_address);
+    call_end(&call);
     return result;
 }
 
@@ -353,6 +377,115 @@ int ubiblk_xts_decrypt(uint64_t handle, uint64_t first_sector, uint64_t sectors,
                        uint64_t out)
 {
     return run(0, handle, first_sector, sectors, in, out);
+}
+
+/* A place in a list of parts. */
+struct cursor {
+    const struct iovec *part;
+    uint32_t parts;
+    size_t at;
+};
+
+/* The next byte's address, and how many follow it in its part; NULL at the end. */
+static uint8_t *cursor_look(struct cursor *cursor, size_t *left)
+{
+    while (cursor->parts > 0 && cursor->at == cursor->part->iov_len) {
+        cursor->part++;
+        cursor->parts--;
+        cursor->at = 0;
+    }
+    if (cursor->parts == 0)
+        return NULL;
+    *left = cursor->part->iov_len - cursor->at;
+    return (uint8_t *)cursor->part->iov_base + cursor->at;
+}
+
+static int cursor_skip(struct cursor *cursor, uint64_t count)
+{
+    while (count > 0) {
+        size_t left;
+        if (cursor_look(cursor, &left) == NULL)
+            return -EINVAL;
+        size_t step = left < count ? left : (size_t)count;
+        cursor->at += step;
+        count -= step;
+    }
+    return 0;
+}
+
+/* Copies a sector that lies in several parts, to them or from them. */
+static int cursor_copy(struct cursor *cursor, uint8_t *sector, int to_parts)
+{
+    for (size_t done = 0; done < UBIBLK_XTS_SECTOR_SIZE;) {
+        size_t left;
+        uint8_t *at = cursor_look(cursor, &left);
+        if (at == NULL)
+            return -EINVAL;
+        if (left > UBIBLK_XTS_SECTOR_SIZE - done)
+            left = UBIBLK_XTS_SECTOR_SIZE - done;
+        memcpy(to_parts ? at : sector + done, to_parts ? sector + done : at, left);
+        cursor->at += left;
+        done += left;
+    }
+    return 0;
+}
+
+/* Ciphers between parts and one run of memory: whole sectors in place, those on a border by a copy. */
+static int run_parts(int encrypt, uint64_t handle, uint64_t first_sector, uint64_t sectors,
+                     struct cursor cursor, uint8_t *memory)
+{
+    struct call call;
+    int result = call_begin(&call, encrypt, handle, first_sector, sectors);
+    if (result != 0)
+        return result;
+    while (sectors > 0 && result == 0) {
+        uint8_t border[UBIBLK_XTS_SECTOR_SIZE];
+        size_t left = 0;
+        uint8_t *at = cursor_look(&cursor, &left);
+        uint64_t count = left / UBIBLK_XTS_SECTOR_SIZE;
+        if (at == NULL) {
+            result = -EINVAL;
+        } else if (count > 0) {
+            if (count > sectors)
+                count = sectors;
+            result = cipher_sectors(&call, first_sector, count, encrypt ? at : memory,
+                                    encrypt ? memory : at);
+            cursor.at += count * UBIBLK_XTS_SECTOR_SIZE;
+        } else {
+            count = 1;
+            if (encrypt)
+                result = cursor_copy(&cursor, border, 0);
+            if (result == 0)
+                result = cipher_sectors(&call, first_sector, 1, encrypt ? border : memory,
+                                        encrypt ? memory : border);
+            if (result == 0 && !encrypt)
+                result = cursor_copy(&cursor, border, 1);
+            OPENSSL_cleanse(border, sizeof(border));
+        }
+        first_sector += count;
+        sectors -= count;
+        memory += count * UBIBLK_XTS_SECTOR_SIZE;
+    }
+    call_end(&call);
+    return result;
+}
+
+int ubiblk_xts_encrypt_parts(uint64_t handle, uint64_t first_sector, uint64_t sectors, uint64_t iov,
+                             uint32_t parts, uint64_t skip, uint64_t out)
+{
+    struct cursor cursor = {(const struct iovec *)(uintptr_t)iov, parts, 0};
+    int result = cursor_skip(&cursor, skip);
+    return result ? result
+                  : run_parts(1, handle, first_sector, sectors, cursor, (uint8_t *)(uintptr_t)out);
+}
+
+int ubiblk_xts_decrypt_parts(uint64_t handle, uint64_t first_sector, uint64_t sectors, uint64_t in,
+                             uint64_t iov, uint32_t parts, uint64_t skip)
+{
+    struct cursor cursor = {(const struct iovec *)(uintptr_t)iov, parts, 0};
+    int result = cursor_skip(&cursor, skip);
+    return result ? result
+                  : run_parts(0, handle, first_sector, sectors, cursor, (uint8_t *)(uintptr_t)in);
 }
 
 int ubiblk_cipher_library(char *buf, uint32_t size)

@@ -41,6 +41,17 @@ UBIBLK_API int ubiblk_xts_decrypt(uint64_t handle, uint64_t first_sector, uint64
                                   uint64_t in, uint64_t out);
 
 /*
+ * The same where the plain side is in several parts: `parts` struct iovec at `iov`, from byte `skip`
+ * of them on, divided anywhere. Sectors that lie in several parts are put together in between. Parts
+ * that others may see or change while this goes on see plaintext or nothing. -EINVAL where the parts
+ * hold less.
+ */
+UBIBLK_API int ubiblk_xts_encrypt_parts(uint64_t handle, uint64_t first_sector, uint64_t sectors,
+                                        uint64_t iov, uint32_t parts, uint64_t skip, uint64_t out);
+UBIBLK_API int ubiblk_xts_decrypt_parts(uint64_t handle, uint64_t first_sector, uint64_t sectors,
+                                        uint64_t in, uint64_t iov, uint32_t parts, uint64_t skip);
+
+/*
  * Writes the name and version of the library that does the ciphering on this processor ("OpenSSL
  * 3.0.17", "isa-l_crypto 2.25.0") as a string that ends in a zero byte. Returns its length without
  * that byte, or -ENOSPC where `size` bytes don't hold it.

@@ -8,6 +8,7 @@ export const ENOENT = constants.errno.ENOENT;
 export const EINTR = constants.errno.EINTR;
 export const EIO = constants.errno.EIO;
 export const EBADF = constants.errno.EBADF;
+export const EBADMSG = constants.errno.EBADMSG;
 export const EAGAIN = constants.errno.EAGAIN;
 export const ENOMEM = constants.errno.ENOMEM;
 export const EACCES = constants.errno.EACCES;

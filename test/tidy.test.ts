@@ -16,16 +16,17 @@ const sources = ['src', 'ffi']
 const floors: Record<string, number> = {
   foundations: 0,
   ffi: 1,
-  config: 2,
-  device: 2,
-  stripe: 3,
-  frontend: 4,
-  remote: 4,
-  archive: 4,
-  observe: 4,
-  probe: 5,
-  commands: 6,
-  main: 7,
+  crypto: 2,
+  config: 3,
+  device: 3,
+  stripe: 4,
+  frontend: 5,
+  remote: 5,
+  archive: 5,
+  observe: 5,
+  probe: 6,
+  commands: 7,
+  main: 8,
 };
 
 function roomOf(path: string): string {
