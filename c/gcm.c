@@ -38,11 +38,10 @@ int ubiblk_gcm_wrap(uint64_t key, const uint8_t *nonce, const uint8_t *aad, uint
 
     if (length > INT_MAX - UBIBLK_GCM_TAG_SIZE || start(&cipher, 1, key, nonce, aad, aad_length))
         return -EIO;
-    int works = EVP_CipherUpdate(cipher, wrapped, &done, (const uint8_t *)(uintptr_t)plain,
-                                 (int)length) &&
-                EVP_CipherFinal_ex(cipher, wrapped + length, &done) &&
-                EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_AEAD_GET_TAG, UBIBLK_GCM_TAG_SIZE,
-                                    wrapped + length);
+    int works =
+        EVP_CipherUpdate(cipher, wrapped, &done, (const uint8_t *)(uintptr_t)plain, (int)length) &&
+        EVP_CipherFinal_ex(cipher, wrapped + length, &done) &&
+        EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_AEAD_GET_TAG, UBIBLK_GCM_TAG_SIZE, wrapped + length);
     EVP_CIPHER_CTX_free(cipher);
     return works ? 0 : -EIO;
 }

@@ -1,6 +1,7 @@
 /*
- * Secrets live in one arena of address space that is locked as it fills: blocks of rounded size, cut
- * from its end or taken again from those given back. There are few of them, and they live long.
+ * Secrets live in one arena of address space, locked page by page as it fills: blocks of rounded
+ * size, cut from its end or taken again from those given back. There are few of them, and they live
+ * long.
  */
 #include "secret.h"
 
@@ -10,12 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include <openssl/crypto.h>
 
-/* Ciphers of 64 queues take some 300 KiB; only what is used is locked. */
+/* Ciphers of 64 queues take some 300 KiB; what isn't used takes no memory. */
 #define ARENA_SIZE (1024 * 1024)
-#define LOCK_STEP  (32 * 1024)
 #define ALIGN      64
 
 /* Before each block; as large as ALIGN, so that blocks are aligned. */
@@ -28,8 +29,8 @@ struct block {
 static struct {
     pthread_mutex_t mutex;
     uint8_t *start;
-    size_t used, locked;
-    int lock_failed;
+    size_t used;
+    int locked;
     struct block *free;
 } arena = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -52,17 +53,11 @@ static int arena_map(void)
     /* A kernel that can't leave them out still serves. */
     (void)madvise(at, ARENA_SIZE, MADV_DONTDUMP);
     (void)madvise(at, ARENA_SIZE, MADV_DONTFORK);
+    arena.locked = mlock2(at, ARENA_SIZE, MLOCK_ONFAULT) == 0;
+    /* Nor are they for debuggers and core dumps of the whole process. */
+    (void)prctl(PR_SET_DUMPABLE, 0);
     __atomic_store_n(&arena.start, (uint8_t *)at, __ATOMIC_RELEASE);
     return 0;
-}
-
-static void arena_lock(size_t end)
-{
-    while (arena.locked < end) {
-        if (mlock(arena.start + arena.locked, LOCK_STEP) < 0)
-            arena.lock_failed = 1;
-        arena.locked += LOCK_STEP;
-    }
 }
 
 static struct block *take_freed(size_t size)
@@ -84,7 +79,6 @@ static struct block *cut(size_t size)
         return NULL;
     struct block *block = (struct block *)(void *)(arena.start + arena.used);
     arena.used += whole;
-    arena_lock(arena.used);
     block->size = size;
     return block;
 }
@@ -198,7 +192,7 @@ int ubiblk_secret_free(uint64_t address)
 int ubiblk_secret_locked(void)
 {
     pthread_mutex_lock(&arena.mutex);
-    int locked = !arena.lock_failed;
+    int locked = arena.start == NULL || arena.locked;
     pthread_mutex_unlock(&arena.mutex);
     return locked;
 }

@@ -24,7 +24,8 @@ struct openssl {
 
 /*
  * OpenSSL, set up on first use; NULL where that fails. It reads no openssl.cnf of the host, which
- * may name providers built for another OpenSSL, and frees nothing at exit while threads still cipher.
+ * may name providers built for another OpenSSL, and frees nothing at exit while threads still
+ * cipher.
  */
 const struct openssl *openssl(void);
 

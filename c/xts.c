@@ -430,7 +430,8 @@ static int cursor_copy(struct cursor *cursor, uint8_t *sector, int to_parts)
     return 0;
 }
 
-/* Ciphers between parts and one run of memory: whole sectors in place, those on a border by a copy. */
+/* Ciphers between parts and one run of memory: whole sectors in place, those on a border by a copy.
+ */
 static int run_parts(int encrypt, uint64_t handle, uint64_t first_sector, uint64_t sectors,
                      struct cursor cursor, uint8_t *memory)
 {

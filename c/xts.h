@@ -41,10 +41,10 @@ UBIBLK_API int ubiblk_xts_decrypt(uint64_t handle, uint64_t first_sector, uint64
                                   uint64_t in, uint64_t out);
 
 /*
- * The same where the plain side is in several parts: `parts` struct iovec at `iov`, from byte `skip`
- * of them on, divided anywhere. Sectors that lie in several parts are put together in between. Parts
- * that others may see or change while this goes on see plaintext or nothing. -EINVAL where the parts
- * hold less.
+ * The same where the plain side is in several parts: `parts` struct iovec at `iov`, from byte
+ * `skip` of them on, divided anywhere. Sectors that lie in several parts are put together in
+ * between. Parts that others may see or change while this goes on see plaintext or nothing. -EINVAL
+ * where the parts hold less.
  */
 UBIBLK_API int ubiblk_xts_encrypt_parts(uint64_t handle, uint64_t first_sector, uint64_t sectors,
                                         uint64_t iov, uint32_t parts, uint64_t skip, uint64_t out);

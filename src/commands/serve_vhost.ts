@@ -2,6 +2,8 @@ import { accessSync, constants, lstatSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
 import { socketPathProblem } from '../config/socket_path.ts';
+import { secretsAreLocked } from '../crypto/secret.ts';
+import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
 import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts';
@@ -22,10 +24,11 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   const settings = await readSettings(args, log);
   const { config, socket } = settings;
   const disk = await open(settings, nullSizeBytes, log);
+  let idle = true;
   try {
     await refuseBusySocket(socket);
     if (args.has('check')) {
-      writeOutput(`OK: '${disk.path}' of ${disk.facts.sizeBytes} bytes, to serve at '${socket}'\n`);
+      writeOutput(`OK: ${description(disk)}, to serve at '${socket}'\n`);
       return 0;
     }
     const kekFile = args.value('kek');
@@ -33,10 +36,16 @@ export async function run(args: Arguments, log: Log): Promise<number> {
       const { unlinkKekFile } = await import('../config/kek.ts');
       unlinkKekFile(kekFile);
     }
-    return await serve(disk, vhostOptions(config, socket), log);
+    idle = false;
+    idle = await serve(disk, vhostOptions(config, socket), log);
+    return idle ? 0 : 1;
   } finally {
-    disk.close();
+    if (idle) disk.close();
   }
+}
+
+function description({ path, facts }: Disk): string {
+  return `'${path}' of ${facts.sizeBytes} bytes${facts.xts === 0 ? '' : ', encrypted'}`;
 }
 
 async function open(
@@ -44,13 +53,26 @@ async function open(
   nullSizeBytes: number | undefined,
   log: Log,
 ): Promise<Disk> {
+  let xts = 0;
   try {
     checkSocketPath(socket);
-    return nullSizeBytes === undefined ? await openDisk(config, log) : openNullDisk(nullSizeBytes);
+    if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
+    if (config.encryptionKey) {
+      xts = expandXts(config.encryptionKey);
+      if (!secretsAreLocked()) log.warn(unlockedSecrets);
+    }
+    return await openDisk({ ...config, xts }, log);
+  } catch (error) {
+    freeXts(xts);
+    throw error;
   } finally {
     wipeSecrets();
   }
 }
+
+const unlockedSecrets =
+  'the keys may be swapped to disk: they could not be locked into memory; raise the memlock limit ' +
+  '(ulimit -l, LimitMEMLOCK=)';
 
 function readNullSize(args: Arguments): number | undefined {
   const text = args.value('null');
@@ -155,18 +177,19 @@ function vhostOptions(config: DeviceConfig, socketPath: string): VhostOptions {
   };
 }
 
-async function serve(disk: Disk, options: VhostOptions, log: Log): Promise<number> {
+/** Serves until a signal; false where a thread has died and others may still use the disk. */
+async function serve(disk: Disk, options: VhostOptions, log: Log): Promise<boolean> {
   const stopped = stopSignal(log);
   const server = await startVhostServer(disk, options, log);
   const failure = await Promise.race([stopped, server.failed]);
   if (failure !== undefined) {
     log.error(failure.message);
-    return 1;
+    return false;
   }
   await server.stop();
   disk.sync();
   log.info('stopped');
-  return 0;
+  return true;
 }
 
 /**

@@ -23,7 +23,7 @@ export function expandXts([data, tweak]: XtsKeys): number {
   return handle;
 }
 
-/** Wipes what `expandXts` made. */
+/** Wipes what `expandXts` made; does nothing for 0. */
 export function freeXts(handle: number): void {
-  shim.ubiblk_xts_free(handle);
+  if (handle !== 0) shim.ubiblk_xts_free(handle);
 }

@@ -1,38 +1,17 @@
 /**
- * A layer for direct I/O: requests whose memory isn't aligned as the file needs it go through aligned
- * buffers, piece by piece; all others pass untouched. The buffers are bounded: a request that finds
- * none free waits for its turn.
+ * A layer for direct I/O: requests whose memory isn't aligned as the file needs it are copied to and
+ * from aligned buffers; all others pass untouched.
  */
 import { shim } from '../../ffi/library.ts';
-import { NativeBuffer } from '../../ffi/memory.ts';
-import { IovecTable } from '../../ffi/ring.ts';
+import { BufferPool, type Piece, type PieceCopier } from './buffer_pool.ts';
 import type { DiskFacts } from './disk.ts';
-import {
-  type BlockDevice,
-  BlockRequest,
-  READ,
-  RequestList,
-  type RequestOwner,
-  type RequestTable,
-  WRITE,
-} from './request.ts';
+import { type BlockDevice, type BlockRequest, READ, type RequestTable, WRITE } from './request.ts';
 
 const BUFFERS = 8;
 const BUFFER_BYTES = 128 * 1024;
 
-/** An aligned buffer, and the request that fills or drains it for an outer one. */
-class Bounce extends BlockRequest {
-  outer: BlockRequest | null = null;
-  memory = 0;
-  /** While a piece is being submitted: what is below may complete it at once. */
-  submitting = false;
-  /** It did, and there is another piece to do. */
-  more = false;
-}
-
-export class BounceLayer implements BlockDevice, RequestOwner {
-  private readonly free: Bounce[] = [];
-  private readonly waiting = new RequestList();
+export class BounceLayer implements BlockDevice {
+  private readonly pool: BufferPool;
   private readonly addressMask: number;
   private readonly lengthMask: number;
 
@@ -43,14 +22,7 @@ export class BounceLayer implements BlockDevice, RequestOwner {
   ) {
     this.addressMask = facts.directMemoryAlign - 1;
     this.lengthMask = facts.directOffsetAlign - 1;
-    const noParts = new IovecTable(1);
-    const memory = new NativeBuffer(BUFFERS * BUFFER_BYTES);
-    for (let i = 0; i < BUFFERS; i++) {
-      const bounce = requests.add(new Bounce(requests.nextIndex, this, noParts));
-      bounce.memory = memory.address + i * BUFFER_BYTES;
-      bounce.segments = 1;
-      this.free.push(bounce);
-    }
+    this.pool = new BufferPool(below, plainCopier, requests, BUFFERS, BUFFER_BYTES);
   }
 
   /** Requests that wait here wait for others that are below. */
@@ -59,33 +31,9 @@ export class BounceLayer implements BlockDevice, RequestOwner {
   }
 
   submit(request: BlockRequest): void {
-    if ((request.op !== READ && request.op !== WRITE) || !this.isCrooked(request)) {
-      this.below.submit(request);
-      return;
-    }
-    request.transferred = 0;
-    const bounce = this.free.pop();
-    if (bounce) this.start(bounce, request);
-    else this.waiting.push(request);
-  }
-
-  completed(request: BlockRequest): void {
-    const bounce = request as Bounce;
-    const outer = bounce.outer as BlockRequest;
-    if (bounce.result === 0) {
-      if (outer.op === READ) copyOut(bounce, outer);
-      outer.transferred += bounce.length;
-      if (outer.transferred < outer.length) {
-        if (bounce.submitting) bounce.more = true;
-        else this.transfer(bounce);
-        return;
-      }
-    }
-    outer.result = bounce.result;
-    const next = this.waiting.shift();
-    if (next) this.start(bounce, next);
-    else this.free.push(bounce);
-    outer.owner.completed(outer);
+    const transfers = request.op === READ || request.op === WRITE;
+    if (transfers && this.isCrooked(request)) this.pool.submit(request);
+    else this.below.submit(request);
   }
 
   /**
@@ -98,50 +46,24 @@ export class BounceLayer implements BlockDevice, RequestOwner {
       (request.addressBits & this.addressMask) !== 0 || (request.lengthBits & this.lengthMask) !== 0
     );
   }
-
-  private start(bounce: Bounce, outer: BlockRequest): void {
-    bounce.outer = outer;
-    this.transfer(bounce);
-  }
-
-  /** Submits the next piece, and those after it in turn: in a loop, for they may be thousands. */
-  private transfer(bounce: Bounce): void {
-    bounce.submitting = true;
-    do {
-      bounce.more = false;
-      this.piece(bounce, bounce.outer as BlockRequest);
-    } while (bounce.more);
-    bounce.submitting = false;
-  }
-
-  private piece(bounce: Bounce, outer: BlockRequest): void {
-    const left = outer.length - outer.transferred;
-    bounce.op = outer.op;
-    bounce.offset = outer.offset + outer.transferred;
-    bounce.length = left < BUFFER_BYTES ? left : BUFFER_BYTES;
-    bounce.durable = outer.durable;
-    bounce.address = bounce.memory;
-    if (outer.op === WRITE) copyIn(bounce, outer);
-    this.below.submit(bounce);
-  }
 }
 
-function copyIn(bounce: Bounce, outer: BlockRequest): void {
-  const { segments, transferred } = outer;
-  if (segments === 1) {
-    shim.ubiblk_memory_copy(bounce.memory, outer.address + transferred, bounce.length);
-  } else {
-    const iov = outer.iovecs.addressOf(outer.iovec);
-    shim.ubiblk_memory_gather(bounce.memory, iov, segments, transferred, bounce.length);
-  }
-}
+const plainCopier: PieceCopier = {
+  copyIn(piece: Piece, outer: BlockRequest): number {
+    if (outer.segments === 1) {
+      return shim.ubiblk_memory_copy(piece.memory, outer.address + piece.at, piece.length);
+    }
+    const parts = outer.iovecs.addressOf(outer.iovec);
+    const { segments } = outer;
+    return shim.ubiblk_memory_gather(piece.memory, parts, segments, piece.at, piece.length);
+  },
 
-function copyOut(bounce: Bounce, outer: BlockRequest): void {
-  const { segments, transferred } = outer;
-  if (segments === 1) {
-    shim.ubiblk_memory_copy(outer.address + transferred, bounce.memory, bounce.length);
-  } else {
-    const iov = outer.iovecs.addressOf(outer.iovec);
-    shim.ubiblk_memory_scatter(iov, segments, transferred, bounce.memory, bounce.length);
-  }
-}
+  copyOut(piece: Piece, outer: BlockRequest): number {
+    if (outer.segments === 1) {
+      return shim.ubiblk_memory_copy(outer.address + piece.at, piece.memory, piece.length);
+    }
+    const parts = outer.iovecs.addressOf(outer.iovec);
+    const { segments } = outer;
+    return shim.ubiblk_memory_scatter(parts, segments, piece.at, piece.memory, piece.length);
+  },
+};

@@ -8,6 +8,7 @@
 import { closeSync, constants, fsyncSync, openSync, statSync } from 'node:fs';
 import { EAGAIN, EISDIR, ENOTBLK, errnoName, failed } from '../../ffi/errno.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
+import { freeXts } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 
@@ -20,6 +21,8 @@ export interface DiskOptions {
   directIo: boolean;
   /** O_DSYNC: every write is durable before it completes. */
   writeThrough: boolean;
+  /** See DiskFacts; the disk that is opened takes it over. */
+  xts?: number;
 }
 
 /** What a queue thread needs to know of a disk; plain data. */
@@ -45,6 +48,8 @@ export interface DiskFacts {
   pieceBytes: number;
   canPunch: boolean;
   canZeroRange: boolean;
+  /** Handle of the expanded keys that the data is encrypted with (`expandXts`); 0: it isn't. */
+  xts: number;
 }
 
 /** How long a disk's lock is waited for: a killed server's last writes may still be in flight. */
@@ -76,9 +81,14 @@ export class Disk {
     }
   }
 
-  /** Closes the file, which gives the lock back. */
+  /**
+   * Closes the file, which gives the lock back, and wipes the keys. No thread may use the disk any
+   * more: what it wrote with wiped keys would be lost.
+   */
   close(): void {
-    for (const fd of [this.facts.fd, this.facts.bufferedFd]) if (fd >= 0) closeSync(fd);
+    const { fd, bufferedFd, xts } = this.facts;
+    for (const open of [fd, bufferedFd]) if (open >= 0) closeSync(open);
+    freeXts(xts);
   }
 }
 
@@ -100,6 +110,7 @@ export function openNullDisk(sizeBytes: number): Disk {
     pieceBytes: CACHED_PIECE_BYTES,
     canPunch: true,
     canZeroRange: true,
+    xts: 0,
   });
 }
 
@@ -109,7 +120,7 @@ export function openNullDisk(sizeBytes: number): Disk {
  */
 export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
   openLibrary();
-  const { path } = options;
+  const { path, xts = 0 } = options;
   const { fd, direct, readOnly } = openFile(options, log);
   let bufferedFd = -1;
   try {
@@ -139,8 +150,10 @@ export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
       directMemoryAlign: direct ? at(7) : 1,
       directOffsetAlign: offsetAlign,
       pieceBytes: direct ? at(11) : CACHED_PIECE_BYTES,
-      canPunch: at(9) === 1,
+      // Holes would read as noise.
+      canPunch: at(9) === 1 && xts === 0,
       canZeroRange: at(10) === 1,
+      xts,
     });
   } catch (error) {
     closeSync(fd);

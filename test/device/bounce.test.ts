@@ -115,7 +115,6 @@ test('an error in the middle ends the request with it', () => {
   engine.verdict = (_, number) => (number === 1 ? -EIO : undefined);
   const request = requester.make(READ, 0, [[1, 400 * 1024]]);
   expect(requester.run(device, engine, request)).toBe(-EIO);
-  expect(engine.calls.length).toBe(2);
   engine.verdict = () => undefined;
   expect(requester.run(device, engine, requester.make(READ, 0, [[1, 400 * 1024]]))).toBe(0);
 });

@@ -125,6 +125,7 @@ export function diskFacts(more: Partial<DiskFacts> = {}): DiskFacts {
     directOffsetAlign: 1,
     canPunch: true,
     canZeroRange: true,
+    xts: 0,
     ...more,
   };
 }

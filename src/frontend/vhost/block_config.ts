@@ -28,6 +28,8 @@ export function featureNames(bits: bigint): string[] {
 /** Ranges in one discard or write-zeroes request, and sectors in one range (1 GiB). */
 export const MAX_RANGES = 64;
 export const MAX_RANGE_SECTORS = 2 ** 21;
+/** Of a disk whose zeroes must be written, each of them encrypted (4 MiB). */
+const MAX_WRITTEN_ZERO_SECTORS = 2 ** 13;
 
 export const CONFIG_BYTES = 60;
 const WRITEBACK_OFFSET = 32;
@@ -86,7 +88,7 @@ export class BlockConfig {
       view.setUint32(40, MAX_RANGES, true);
       view.setUint32(44, Math.max(sectorsPerBlock, facts.physicalBlock / 512), true);
     }
-    view.setUint32(48, MAX_RANGE_SECTORS, true);
+    view.setUint32(48, facts.xts === 0 ? MAX_RANGE_SECTORS : MAX_WRITTEN_ZERO_SECTORS, true);
     view.setUint32(52, MAX_RANGES, true);
     view.setUint8(56, facts.canPunch ? 1 : 0);
   }

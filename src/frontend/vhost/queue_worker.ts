@@ -3,6 +3,7 @@ import { failed } from '../../../ffi/errno.ts';
 import { attachLibrary, shim } from '../../../ffi/library.ts';
 import { Ring, RingForbidden, type RingSetup } from '../../../ffi/ring.ts';
 import { BounceLayer } from '../../device/bounce.ts';
+import { CryptLayer } from '../../device/crypt.ts';
 import type { DiskFacts } from '../../device/disk.ts';
 import { failureLog } from '../../device/failure_log.ts';
 import { FileDevice, type FileEngine } from '../../device/file_device.ts';
@@ -11,7 +12,6 @@ import { PageCacheEngine } from '../../device/page_cache_engine.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
-import type { MemoryRegistrar } from './guest_memory.ts';
 import { VhostQueue } from './queue.ts';
 import { QueueLink, SharedState } from './queue_link.ts';
 import type { QueueStart, WorkerAnswer } from './server.ts';
@@ -60,7 +60,7 @@ function build(start: QueueStart): VhostQueue {
   const fds = [facts.fd, facts.bufferedFd];
   let waiter: Waiter;
   let engine: FileEngine;
-  let registrar: MemoryRegistrar | null = null;
+  let registrar: Ring | null = null;
   if (options.ioEngine === 'sync') {
     waiter = new EpollWaiter(wakeFd);
     engine = new SyncEngine(fds);
@@ -77,7 +77,9 @@ function build(start: QueueStart): VhostQueue {
         ? ring
         : new PageCacheEngine(ring, new SyncEngine(fds), fds);
   }
-  const device = stack(facts, engine, requests, log);
+  // Of buffered I/O the kernel copies anyway. With a cipher it is our own buffers that are used.
+  if (!facts.direct) registrar = null;
+  const device = stack(facts, engine, requests, registrar, log);
   return new VhostQueue(
     device,
     facts,
@@ -87,7 +89,7 @@ function build(start: QueueStart): VhostQueue {
     new SharedState(start.shared),
     { deviceId: options.deviceId, pollTimeoutUs: options.pollQueueTimeoutUs },
     log,
-    facts.direct ? registrar : null,
+    facts.xts === 0 ? registrar : null,
   );
 }
 
@@ -95,10 +97,12 @@ function stack(
   facts: DiskFacts,
   engine: FileEngine,
   requests: RequestTable,
+  registrar: Ring | null,
   log: Log,
 ): BlockDevice {
   if (facts.fd < 0) return new NullDevice();
   const file = new FileDevice(engine, facts, requests, failureLog(log));
+  if (facts.xts !== 0) return new CryptLayer(file, facts.xts, requests, registrar);
   return facts.direct ? new BounceLayer(file, facts, requests) : file;
 }
 
