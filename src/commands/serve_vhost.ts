@@ -103,6 +103,7 @@ async function readSettings(args: Arguments, log: Log): Promise<Settings> {
   const { config, wipeSecrets } = loadDeviceConfig(file, {
     kekFile,
     strict: args.has('strict'),
+    allowWeakKey: args.has('allow-weak-key'),
     warn: (line) => log.warn(line),
   });
   const socket = socketOption ?? config.socket;

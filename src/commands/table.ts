@@ -60,6 +60,7 @@ const deviceConfigOptions: readonly OptionSpec[] = [
     summary: 'Delete the KEK file when all is checked, before serving',
   },
   { long: 'strict', summary: 'Refuse unknown keys instead of warning' },
+  { long: 'allow-weak-key', summary: 'Accept an encryption key whose halves are equal' },
 ];
 
 export const commands: readonly CommandSpec[] = [

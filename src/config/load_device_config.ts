@@ -22,6 +22,8 @@ export interface LoadOptions {
   kekFile?: string;
   /** Unknown keys are errors, not warnings. */
   strict?: boolean;
+  /** An encryption key of two equal halves is warned of, not refused. */
+  allowWeakKey?: boolean;
   /** Gets one line for each thing that is doubtful, also when the file is then refused. */
   warn?: (line: string) => void;
   /** The highest CPU that `cpus` may name; the host's by default. */
@@ -78,7 +80,7 @@ function parseDeviceConfig(
   readTuning(mapping, config, options);
   readFlags(mapping, config);
   readSource(mapping, config, secrets);
-  const encryptionKey = readEncryptionKey(mapping, secrets);
+  const encryptionKey = readEncryptionKey(mapping, secrets, options);
   if (encryptionKey !== undefined) {
     config.encryptionKey = encryptionKey;
   }
@@ -246,7 +248,11 @@ function readSource(mapping: Mapping, config: DeviceConfig, secrets: SecretReade
   }
 }
 
-function readEncryptionKey(mapping: Mapping, secrets: SecretReader): EncryptionKey | undefined {
+function readEncryptionKey(
+  mapping: Mapping,
+  secrets: SecretReader,
+  options: LoadOptions,
+): EncryptionKey | undefined {
   const texts = mapping.strings('encryption_key');
   if (texts === undefined) {
     return undefined;
@@ -262,7 +268,13 @@ function readEncryptionKey(mapping: Mapping, secrets: SecretReader): EncryptionK
     return undefined;
   }
   if (timingSafeEqual(key1.reveal(), key2.reveal())) {
-    mapping.warn('encryption_key', 'both halves are equal, which weakens AES-XTS');
+    const reason = 'both halves are equal, with which AES-XTS is insecure (IEEE 1619 forbids it)';
+    if (options.allowWeakKey) {
+      mapping.warn('encryption_key', reason);
+    } else {
+      const way = "make a key with 'ubiblk keys generate', or allow this one with --allow-weak-key";
+      mapping.error('encryption_key', `${reason}; ${way}`);
+    }
   }
   return { key1, key2 };
 }

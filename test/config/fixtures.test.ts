@@ -3,6 +3,7 @@
  * what must come of it, line for line.
  *
  *     # strict                         it is loaded with unknown keys as errors
+ *     # allow weak key                 it is loaded with equal halves of a key allowed
  *     # kek: NAME                      the KEK file that it is loaded with
  *     # error: 3:1: field: sentence    an error with its place (`kek error`: in the KEK file)
  *     # warning: 3:1: field: sentence  a warning, in the same way
@@ -52,6 +53,7 @@ test.each(names)('%s', (name) => {
     const loaded = loadDeviceConfig(file, {
       ...(kekFile !== undefined && { kekFile }),
       strict: /^# strict$/m.test(text),
+      allowWeakKey: /^# allow weak key$/m.test(text),
       warn: (line) => warnings.push(line),
       maxCpu: 7,
     });
