@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include <openssl/sha.h>
 
@@ -166,6 +167,219 @@ static void refuses_impossible_arguments(void)
     ubiblk_xts_free(context);
 }
 
+/* Sectors in several parts, each in an allocation of its own: the sanitizer sees a step beside it.
+ */
+enum { PART_SECTORS = 5, PART_BYTES = PART_SECTORS * SECTOR, MAX_PARTS = PART_BYTES + 64 };
+
+struct divided {
+    struct iovec parts[MAX_PARTS];
+    uint32_t count;
+};
+
+static void add_part(struct divided *divided, size_t length)
+{
+    struct iovec *part = &divided->parts[divided->count++];
+
+    part->iov_base = malloc(length ? length : 1);
+    part->iov_len = length;
+    memset(part->iov_base, 0xee, length);
+}
+
+static void free_parts(struct divided *divided)
+{
+    for (uint32_t i = 0; i < divided->count; i++)
+        free(divided->parts[i].iov_base);
+    divided->count = 0;
+}
+
+/* Copies bytes to the parts, or from them, from byte `skip` of them on. */
+static void move_bytes(const struct divided *divided, size_t skip, uint8_t *bytes, size_t length,
+                       int to_parts)
+{
+    for (uint32_t i = 0; i < divided->count; i++) {
+        uint8_t *part = divided->parts[i].iov_base;
+        for (size_t at = 0; at < divided->parts[i].iov_len; at++) {
+            if (skip > 0) {
+                skip--;
+            } else if (length > 0) {
+                *(to_parts ? part + at : bytes) = *(to_parts ? bytes : part + at);
+                bytes++;
+                length--;
+            }
+        }
+    }
+    CHECK_EQUAL(length, 0);
+}
+
+static int untouched(const struct divided *divided, size_t from, size_t to)
+{
+    size_t at = 0;
+
+    for (uint32_t i = 0; i < divided->count; i++)
+        for (size_t j = 0; j < divided->parts[i].iov_len; j++, at++)
+            if (at >= from && at < to && ((uint8_t *)divided->parts[i].iov_base)[j] != 0xee)
+                return 0;
+    return 1;
+}
+
+/* The parts, from `skip` on, must give and take what one run of memory does. */
+static void check_divided(uint64_t context, const struct divided *divided, size_t skip)
+{
+    static uint8_t plain[PART_BYTES], expected[PART_BYTES], cipher[PART_BYTES], back[PART_BYTES];
+    uint64_t iov = address(divided->parts);
+    size_t whole = 0;
+
+    for (uint32_t i = 0; i < divided->count; i++)
+        whole += divided->parts[i].iov_len;
+    for (int i = 0; i < PART_BYTES; i++)
+        plain[i] = (uint8_t)(i * 11 + i / 256);
+    CHECK_EQUAL(ubiblk_xts_encrypt(context, 77, PART_SECTORS, address(plain), address(expected)),
+                0);
+
+    CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 77, PART_SECTORS, address(expected), iov,
+                                         divided->count, skip),
+                0);
+    move_bytes(divided, skip, back, PART_BYTES, 0);
+    CHECK(memcmp(back, plain, PART_BYTES) == 0);
+    CHECK(untouched(divided, 0, skip));
+    CHECK(untouched(divided, skip + PART_BYTES, whole));
+
+    memset(cipher, 0, sizeof(cipher));
+    CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 77, PART_SECTORS, iov, divided->count, skip,
+                                         address(cipher)),
+                0);
+    CHECK(memcmp(cipher, expected, PART_BYTES) == 0);
+    /* The plain side is only read. */
+    move_bytes(divided, skip, back, PART_BYTES, 0);
+    CHECK(memcmp(back, plain, PART_BYTES) == 0);
+}
+
+static uint64_t equal_keys_context(void)
+{
+    uint8_t key[32];
+
+    memset(key, 9, sizeof(key));
+    int64_t context = ubiblk_xts_new(key, key);
+    CHECK(context > 0);
+    return (uint64_t)context;
+}
+
+static void takes_parts_divided_anywhere(void)
+{
+    /* Each row: lengths of parts up to the 0 that ends it; what is missing is one more part. */
+    static const size_t rows[][8] = {
+        {0},
+        {SECTOR, SECTOR, 3 * SECTOR},
+        {1},
+        {SECTOR - 1, 2},
+        {SECTOR + 1, SECTOR - 1, SECTOR},
+        {100, 200, 300, 400, 500, 600},
+        {2 * SECTOR + 511, 1, 1, 511},
+        {3, 5, 7, 11, 13, 2 * SECTOR, 17},
+    };
+    uint64_t contexts[] = {vector_context(), equal_keys_context()};
+    static struct divided divided;
+
+    for (int c = 0; c < 2; c++) {
+        for (size_t row = 0; row < sizeof(rows) / sizeof(rows[0]); row++) {
+            size_t left = PART_BYTES;
+            for (int i = 0; i < 8 && rows[row][i] != 0; i++) {
+                add_part(&divided, rows[row][i]);
+                left -= rows[row][i];
+            }
+            add_part(&divided, left);
+            check_divided(contexts[c], &divided, 0);
+            free_parts(&divided);
+        }
+        ubiblk_xts_free(contexts[c]);
+    }
+}
+
+static void takes_random_parts_from_any_byte_on(void)
+{
+    uint64_t context = vector_context();
+    static struct divided divided;
+    uint32_t random = 1;
+
+    for (int turn = 0; turn < 200; turn++) {
+        size_t skip = 0, left;
+        random = random * 1103515245 + 12345;
+        if (turn % 4 != 0)
+            skip = random >> 8 & 0x7ff;
+        /* Some bytes too many behind the last sector, too. */
+        left = skip + PART_BYTES + (random >> 20 & 0xff);
+        while (left > 0) {
+            random = random * 1103515245 + 12345;
+            size_t length = random >> 12 & (turn % 2 ? 0x1ff : 0x7ff);
+            if (length > left)
+                length = left;
+            add_part(&divided, length);
+            left -= length;
+        }
+        check_divided(context, &divided, skip);
+        free_parts(&divided);
+    }
+    ubiblk_xts_free(context);
+}
+
+static void takes_parts_of_one_byte_and_of_none(void)
+{
+    uint64_t context = vector_context();
+    static struct divided divided;
+
+    for (int i = 0; i < PART_BYTES + 3; i++) {
+        add_part(&divided, 1);
+        if (i % 100 == 0)
+            add_part(&divided, 0);
+    }
+    check_divided(context, &divided, 3);
+    free_parts(&divided);
+
+    add_part(&divided, 0);
+    add_part(&divided, SECTOR);
+    add_part(&divided, 0);
+    add_part(&divided, 0);
+    add_part(&divided, PART_BYTES - SECTOR);
+    add_part(&divided, 0);
+    free(divided.parts[3].iov_base);
+    divided.parts[3].iov_base = NULL;
+    check_divided(context, &divided, 0);
+    free_parts(&divided);
+    ubiblk_xts_free(context);
+}
+
+static void refuses_parts_that_hold_less(void)
+{
+    uint64_t context = vector_context();
+    static struct divided divided;
+    static uint8_t run[PART_BYTES];
+    uint64_t iov = address(divided.parts), at = address(run);
+
+    add_part(&divided, SECTOR + 7);
+    add_part(&divided, 2 * SECTOR - 8);
+    for (uint32_t count = 0; count <= 2; count++) {
+        CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 0, 3, iov, count, 0, at), -EINVAL);
+        CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 0, 3, at, iov, count, 0), -EINVAL);
+    }
+    /* One byte behind what is enough, the whole length, and more than there is. */
+    static const uint64_t skips[] = {SECTOR, 3 * SECTOR - 1, 3 * SECTOR, UINT64_MAX};
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 0, 2, iov, 2, skips[i], at), -EINVAL);
+        CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 0, 2, at, iov, 2, skips[i]), -EINVAL);
+    }
+    CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 0, 2, iov, 2, SECTOR - 1, at), 0);
+    CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 0, 2, at, iov, 2, SECTOR - 1), 0);
+
+    CHECK_EQUAL(ubiblk_xts_encrypt_parts(0, 0, 1, iov, 2, 0, at), -EINVAL);
+    CHECK_EQUAL(ubiblk_xts_decrypt_parts(0, 0, 1, at, iov, 2, 0), -EINVAL);
+    CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, UINT64_MAX, 2, iov, 2, 0, at), -EINVAL);
+    CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, UINT64_MAX, 2, at, iov, 2, 0), -EINVAL);
+    CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 0, 0, iov, 0, 0, at), 0);
+    CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 0, 0, at, iov, 0, 0), 0);
+    free_parts(&divided);
+    ubiblk_xts_free(context);
+}
+
 struct thread_task {
     uint64_t context, first_sector;
     int mismatches;
@@ -228,6 +442,10 @@ int main(void)
     RUN(run_equals_its_sectors_one_by_one);
     RUN(works_in_place_and_at_odd_addresses);
     RUN(refuses_impossible_arguments);
+    RUN(takes_parts_divided_anywhere);
+    RUN(takes_random_parts_from_any_byte_on);
+    RUN(takes_parts_of_one_byte_and_of_none);
+    RUN(refuses_parts_that_hold_less);
     RUN(serves_many_threads_on_one_context);
     RUN(names_the_cipher_library);
     return test_summary();

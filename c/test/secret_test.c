@@ -1,0 +1,333 @@
+/* secret.c: the arena of keys, and that neither our ciphers nor OpenSSL keep keys anywhere else. */
+#include "secret.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "gcm.h"
+#include "test.h"
+#include "xts.h"
+
+enum { MIB = 1024 * 1024, NOBODY = 65534 };
+
+static uint64_t address(const void *pointer)
+{
+    return (uint64_t)(uintptr_t)pointer;
+}
+
+static int is_zero(const uint8_t *bytes, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        if (bytes[i] != 0)
+            return 0;
+    return 1;
+}
+
+/* Runs a part in a process of its own: what it does to the arena ends with it. */
+static void in_child(void (*part)(void))
+{
+    int status = -1;
+    fflush(stdout);
+    pid_t child = fork();
+
+    if (child == 0) {
+        test_failures = 0;
+        part();
+        fflush(stdout);
+        _exit(test_failures != 0);
+    }
+    CHECK_EQUAL(waitpid(child, &status, 0), child);
+    CHECK_EQUAL(status, 0);
+}
+
+static void blocks_are_zeroed_aligned_and_apart(void)
+{
+    enum { COUNT = 40 };
+    uint8_t *blocks[COUNT];
+
+    for (size_t i = 0; i < COUNT; i++) {
+        blocks[i] = secret_alloc(i * 7 + 1);
+        CHECK(blocks[i] != NULL);
+        CHECK_EQUAL(address(blocks[i]) % 64, 0);
+        CHECK(is_zero(blocks[i], i * 7 + 1));
+        memset(blocks[i], (int)i + 1, i * 7 + 1);
+    }
+    for (size_t i = 0; i < COUNT; i++) {
+        for (size_t at = 0; at < i * 7 + 1; at++)
+            CHECK_EQUAL(blocks[i][at], i + 1);
+        secret_free(blocks[i]);
+    }
+}
+
+static void freed_blocks_are_wiped_and_used_again(void)
+{
+    uint8_t *first = secret_alloc(100), *second = secret_alloc(100);
+
+    CHECK(first != NULL && second != NULL && first != second);
+    memset(first, 0xaa, 100);
+    memset(second, 0xbb, 100);
+    secret_free(first);
+    /* The arena stays mapped: what a block held can still be looked at. */
+    CHECK(is_zero(first, 128));
+    CHECK_EQUAL(second[99], 0xbb);
+
+    uint8_t *other_size = secret_alloc(300);
+    CHECK(other_size != first);
+    uint8_t *again = secret_alloc(128);
+    CHECK(again == first);
+    CHECK(is_zero(again, 128));
+    secret_free(again);
+    secret_free(second);
+    secret_free(other_size);
+    secret_free(NULL);
+}
+
+static void gives_typescript_addresses_or_errors(void)
+{
+    int64_t at = ubiblk_secret_alloc(32);
+
+    CHECK(at > 0 && at % 64 == 0);
+    memset((void *)(uintptr_t)at, 0xcc, 32);
+    CHECK_EQUAL(ubiblk_secret_free((uint64_t)at), 0);
+    CHECK(is_zero((const uint8_t *)(uintptr_t)at, 32));
+    CHECK_EQUAL(ubiblk_secret_free(0), 0);
+    CHECK_EQUAL(ubiblk_secret_alloc(0), -ENOMEM);
+    CHECK_EQUAL(ubiblk_secret_alloc(MIB), -ENOMEM);
+    CHECK_EQUAL(ubiblk_secret_alloc(MIB + 1), -ENOMEM);
+    CHECK_EQUAL(ubiblk_secret_alloc(UINT32_MAX), -ENOMEM);
+    CHECK(secret_alloc(SIZE_MAX) == NULL);
+}
+
+/* Takes blocks of `size` bytes until there are none, linked through their first bytes. */
+static int take_all(size_t size, void **last)
+{
+    int count = 0;
+
+    for (void **block; count < MIB && (block = secret_alloc(size)) != NULL; count++) {
+        *block = *last;
+        *last = block;
+    }
+    return count;
+}
+
+static void give_back(void **last)
+{
+    for (void *block = *last, *next; block != NULL; block = next) {
+        next = *(void **)block;
+        secret_free(block);
+    }
+    *last = NULL;
+}
+
+static void ciphers_without_an_arena(void)
+{
+    uint8_t key[32] = {1}, other[32] = {2}, wrapped[48];
+    void *large = NULL, *small = NULL;
+
+    CHECK(take_all(4096, &large) > 100);
+    CHECK(take_all(64, &small) > 0);
+    CHECK_EQUAL(ubiblk_secret_alloc(1), -ENOMEM);
+    CHECK_EQUAL(ubiblk_xts_new(key, other), -ENOMEM);
+    CHECK_EQUAL(ubiblk_xts_new(key, key), -ENOMEM);
+    CHECK_EQUAL(
+        ubiblk_gcm_wrap(address(key), other, key, sizeof(key), address(other), 32, wrapped), -EIO);
+    CHECK_EQUAL(
+        ubiblk_gcm_unwrap(address(key), other, key, sizeof(key), wrapped, 48, address(other)),
+        -EIO);
+
+    int count = take_all(64, &small);
+    CHECK_EQUAL(count, 0);
+    give_back(&small);
+    give_back(&large);
+    /* All of it comes back, none of it in other sizes. */
+    CHECK(take_all(4096, &large) > 100);
+    CHECK_EQUAL(ubiblk_secret_alloc(5000), -ENOMEM);
+    give_back(&large);
+}
+
+static void an_arena_that_is_used_up_is_an_error(void)
+{
+    in_child(ciphers_without_an_arena);
+}
+
+/* As above, where the arena ends somewhere within the making of a cipher, or of its copies. */
+static void ciphers_at_the_end_of_the_arena(void)
+{
+    uint8_t key[32] = {1}, other[32] = {2}, sector[512] = {0};
+    int made = 0, refused = 0;
+
+    for (size_t spare = 0; spare < 40000; spare += 500) {
+        int equal = spare % 1000 != 0;
+        void *room = spare ? secret_alloc(spare) : NULL, *rest = NULL;
+        for (size_t size = MIB / 4; size >= 64; size /= 4)
+            take_all(size, &rest);
+        /* Only what was cut for this turn is free: a block of one size, and none of the arena. */
+        secret_free(room);
+        int64_t context = ubiblk_xts_new(key, equal ? key : other);
+        if (context > 0) {
+            int result =
+                ubiblk_xts_encrypt((uint64_t)context, 0, 1, address(sector), address(sector));
+            CHECK(result == 0 || result == -ENOMEM);
+            made++;
+        } else {
+            CHECK(context == -ENOMEM || context == -EIO);
+            refused++;
+        }
+        ubiblk_xts_free(context > 0 ? (uint64_t)context : 0);
+        give_back(&rest);
+    }
+    CHECK(refused > 0);
+    (void)made;
+}
+
+static void a_cipher_that_does_not_fit_is_an_error(void)
+{
+    in_child(ciphers_at_the_end_of_the_arena);
+}
+
+/* Whether the flags that the kernel shows for the mapping of `pointer` have this one. */
+static int has_flag(const void *pointer, const char *flag)
+{
+    FILE *file = fopen("/proc/self/smaps", "re");
+    char line[512];
+    int inside = 0, found = 0;
+
+    CHECK(file != NULL);
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
+        unsigned long start, end;
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+            inside = address(pointer) >= start && address(pointer) < end;
+        else if (inside && strncmp(line, "VmFlags:", 8) == 0)
+            found = strstr(line, flag) != NULL;
+    }
+    if (file != NULL)
+        fclose(file);
+    return found;
+}
+
+static const void *parents_secret;
+
+static void look_for_the_parents_arena(void)
+{
+    void *page = (void *)((uintptr_t)parents_secret & ~(uintptr_t)4095);
+
+    CHECK_EQUAL(msync(page, 4096, MS_ASYNC), -1);
+    CHECK_EQUAL(errno, ENOMEM);
+}
+
+static void the_arena_is_locked_and_in_no_dump_and_no_child(void)
+{
+    void *secret = secret_alloc(64);
+
+    CHECK(has_flag(secret, " dd"));
+    CHECK(has_flag(secret, " dc"));
+    CHECK_EQUAL(ubiblk_secret_locked(), has_flag(secret, " lo"));
+    parents_secret = secret;
+    in_child(look_for_the_parents_arena);
+    secret_free(secret);
+}
+
+static void use_an_arena_that_cannot_be_locked(void)
+{
+    struct rlimit none = {0, 0};
+
+    CHECK_EQUAL(setrlimit(RLIMIT_MEMLOCK, &none), 0);
+    if (geteuid() == 0)
+        CHECK_EQUAL(setresuid(NOBODY, NOBODY, NOBODY), 0);
+    CHECK_EQUAL(ubiblk_secret_locked(), 1);
+    uint8_t *secret = secret_alloc(64);
+    CHECK(secret != NULL);
+    CHECK_EQUAL(ubiblk_secret_locked(), 0);
+    memset(secret, 1, 64);
+    secret_free(secret);
+    CHECK(is_zero(secret, 64));
+}
+
+static void secrets_work_where_memory_cannot_be_locked(void)
+{
+    in_child(use_an_arena_that_cannot_be_locked);
+}
+
+/*
+ * The search for left-overs. What is looked for is kept masked, so that it is not found in itself.
+ */
+enum { NEEDLE = 16, MASK = 0xa5, LARGEST_MAPPING = 256 * MIB };
+
+static uint8_t needles[8][NEEDLE];
+static int needle_count;
+
+static void look_for(const uint8_t *bytes)
+{
+    for (int i = 0; i < NEEDLE; i++)
+        needles[needle_count][i] = bytes[i] ^ MASK;
+    needle_count++;
+}
+
+static int is_needle(const uint8_t *at)
+{
+    for (int n = 0; n < needle_count; n++) {
+        int same = 0;
+        while (same < NEEDLE && (at[same] ^ MASK) == needles[n][same])
+            same++;
+        if (same == NEEDLE)
+            return 1;
+    }
+    return 0;
+}
+
+__attribute__((no_sanitize("address", "undefined"))) static int
+count_needles(const uint8_t *start, const uint8_t *end)
+{
+    int found = 0;
+
+    for (const uint8_t *at = start; at + NEEDLE <= end; at++) {
+        for (int n = 0; n < needle_count; n++) {
+            int same = 0;
+            while (same < NEEDLE && (at[same] ^ MASK) == needles[n][same])
+                same++;
+            found += same == NEEDLE;
+        }
+    }
+    return found;
+}
+
+struct found {
+    int inside, outside;
+};
+
+/*
+ * Counts them in all writable memory. The sanitizer's shadow is left out by its size, stacks because
+ * a call's own left-overs there are not what is asked.
+ */
+static struct found search(void)
+{
+    struct found found = {0, 0};
+    void *secret = secret_alloc(64);
+    FILE *file = fopen("/proc/self/maps", "re");
+    char line[512];
+
+    CHECK(file != NULL);
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
+        unsigned long start, end;
+        char mode[5];
+        if (sscanf(line, "%lx-%lx %4s", &start, &end, mode) != 3 || mode[0] != 'r' ||
+            mode[1] != 'w' || end - start >= LARGEST_MAPPING || strstr(line, "[stack]"))
+            continue;
+        int count = count_needles((const uint8_t *)start, (const uint8_t *)end);
+        if (address(secret) >= start && address(secret) < end)
+            found.inside += count;
+        else
+            found.outside += count;
+    }
+    if (file != NULL)
+        fclose(file);
+    secret_free(secret);
+    return found;
+}
