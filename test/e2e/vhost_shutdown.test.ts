@@ -112,4 +112,4 @@ test('an idle server uses no CPU: before a frontend, with an idle one, and after
   await bed.check(server.socket, { queues: 4, ops: 5000, depth: 64 });
   await idle('after a client that has gone');
   await bed.stop(server);
-}, 60_000);
+}, 120_000);
