@@ -11,6 +11,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <openssl/crypto.h>
+
 #include "gcm.h"
 #include "test.h"
 #include "xts.h"
@@ -136,8 +138,8 @@ static void ciphers_without_an_arena(void)
     CHECK_EQUAL(ubiblk_secret_alloc(1), -ENOMEM);
     CHECK_EQUAL(ubiblk_xts_new(key, other), -ENOMEM);
     CHECK_EQUAL(ubiblk_xts_new(key, key), -ENOMEM);
-    CHECK_EQUAL(
-        ubiblk_gcm_wrap(address(key), other, key, sizeof(key), address(other), 32, wrapped), -EIO);
+    CHECK_EQUAL(ubiblk_gcm_wrap(address(key), other, key, sizeof(key), address(other), 32, wrapped),
+                -EIO);
     CHECK_EQUAL(
         ubiblk_gcm_unwrap(address(key), other, key, sizeof(key), wrapped, 48, address(other)),
         -EIO);
@@ -157,39 +159,36 @@ static void an_arena_that_is_used_up_is_an_error(void)
     in_child(ciphers_without_an_arena);
 }
 
-/* As above, where the arena ends somewhere within the making of a cipher, or of its copies. */
-static void ciphers_at_the_end_of_the_arena(void)
-{
-    uint8_t key[32] = {1}, other[32] = {2}, sector[512] = {0};
-    int made = 0, refused = 0;
+/* Bytes of the arena that are left to the child. */
+static size_t left;
 
-    for (size_t spare = 0; spare < 40000; spare += 500) {
-        int equal = spare % 1000 != 0;
-        void *room = spare ? secret_alloc(spare) : NULL, *rest = NULL;
-        for (size_t size = MIB / 4; size >= 64; size /= 4)
-            take_all(size, &rest);
-        /* Only what was cut for this turn is free: a block of one size, and none of the arena. */
-        secret_free(room);
+static void make_ciphers_of_what_is_left(void)
+{
+    uint8_t key[32] = {1}, other[32] = {2}, sector[512] = {0}, wrapped[48];
+    int enough = left >= 65536;
+
+    CHECK(secret_alloc(MIB - 64 - left) != NULL);
+    for (int equal = 0; equal < 2; equal++) {
         int64_t context = ubiblk_xts_new(key, equal ? key : other);
+        CHECK(context > 0 || (!enough && (context == -ENOMEM || context == -EIO)));
         if (context > 0) {
             int result =
                 ubiblk_xts_encrypt((uint64_t)context, 0, 1, address(sector), address(sector));
-            CHECK(result == 0 || result == -ENOMEM);
-            made++;
-        } else {
-            CHECK(context == -ENOMEM || context == -EIO);
-            refused++;
+            CHECK(result == 0 || (!enough && result == -ENOMEM));
+            ubiblk_xts_free((uint64_t)context);
         }
-        ubiblk_xts_free(context > 0 ? (uint64_t)context : 0);
-        give_back(&rest);
     }
-    CHECK(refused > 0);
-    (void)made;
+    int result = ubiblk_gcm_wrap(address(key), other, key, 32, address(other), 32, wrapped);
+    CHECK(result == 0 || (!enough && result == -EIO));
 }
 
+/* The arena may end anywhere within the making of a cipher or of its copies. */
 static void a_cipher_that_does_not_fit_is_an_error(void)
 {
-    in_child(ciphers_at_the_end_of_the_arena);
+    for (left = 64; left < 20000; left += 320)
+        in_child(make_ciphers_of_what_is_left);
+    left = 65536;
+    in_child(make_ciphers_of_what_is_left);
 }
 
 /* Whether the flags that the kernel shows for the mapping of `pointer` have this one. */
@@ -255,10 +254,8 @@ static void secrets_work_where_memory_cannot_be_locked(void)
     in_child(use_an_arena_that_cannot_be_locked);
 }
 
-/*
- * The search for left-overs. What is looked for is kept masked, so that it is not found in itself.
- */
-enum { NEEDLE = 16, MASK = 0xa5, LARGEST_MAPPING = 256 * MIB };
+/* What is looked for in memory, masked so that it is not found here. */
+enum { NEEDLE = 16, MASK = 0xa5, LARGEST_MAPPING = 64 * MIB };
 
 static uint8_t needles[8][NEEDLE];
 static int needle_count;
@@ -270,27 +267,17 @@ static void look_for(const uint8_t *bytes)
     needle_count++;
 }
 
-static int is_needle(const uint8_t *at)
-{
-    for (int n = 0; n < needle_count; n++) {
-        int same = 0;
-        while (same < NEEDLE && (at[same] ^ MASK) == needles[n][same])
-            same++;
-        if (same == NEEDLE)
-            return 1;
-    }
-    return 0;
-}
-
-__attribute__((no_sanitize("address", "undefined"))) static int
-count_needles(const uint8_t *start, const uint8_t *end)
+/* Not sanitized: memory that was freed is looked at as well. */
+__attribute__((no_sanitize("address", "undefined"))) static int count_needles(uintptr_t start,
+                                                                              uintptr_t end)
 {
     int found = 0;
 
-    for (const uint8_t *at = start; at + NEEDLE <= end; at++) {
+    for (uintptr_t at = start; at + NEEDLE <= end; at++) {
+        const uint8_t *bytes = (const uint8_t *)at;
         for (int n = 0; n < needle_count; n++) {
             int same = 0;
-            while (same < NEEDLE && (at[same] ^ MASK) == needles[n][same])
+            while (same < NEEDLE && (bytes[same] ^ MASK) == needles[n][same])
                 same++;
             found += same == NEEDLE;
         }
@@ -302,10 +289,7 @@ struct found {
     int inside, outside;
 };
 
-/*
- * Counts them in all writable memory. The sanitizer's shadow is left out by its size, stacks because
- * a call's own left-overs there are not what is asked.
- */
+/* Counts them in the arena and in all other writable memory but the sanitizer's shadow. */
 static struct found search(void)
 {
     struct found found = {0, 0};
@@ -317,17 +301,131 @@ static struct found search(void)
     while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
         unsigned long start, end;
         char mode[5];
-        if (sscanf(line, "%lx-%lx %4s", &start, &end, mode) != 3 || mode[0] != 'r' ||
-            mode[1] != 'w' || end - start >= LARGEST_MAPPING || strstr(line, "[stack]"))
+        if (sscanf(line, "%lx-%lx %4s", &start, &end, mode) != 3 || strncmp(mode, "rw", 2) != 0 ||
+            end - start > LARGEST_MAPPING)
             continue;
-        int count = count_needles((const uint8_t *)start, (const uint8_t *)end);
-        if (address(secret) >= start && address(secret) < end)
-            found.inside += count;
-        else
-            found.outside += count;
+        int inside = address(secret) >= start && address(secret) < end;
+        *(inside ? &found.inside : &found.outside) += count_needles(start, end);
     }
     if (file != NULL)
         fclose(file);
     secret_free(secret);
     return found;
+}
+
+/* Two keys that are nowhere else in memory, halves of which are what is looked for. */
+static void make_keys(uint8_t *keys, uint32_t random)
+{
+    needle_count = 0;
+    for (int i = 0; i < 64; i++) {
+        random = random * 1103515245 + 12345;
+        keys[i] = (uint8_t)(random >> 16);
+    }
+    for (int i = 0; i < 64; i += NEEDLE)
+        look_for(keys + i);
+}
+
+static void the_search_finds_what_is_left(void)
+{
+    uint8_t *keys = malloc(64);
+
+    make_keys(keys, 1);
+    struct found found = search();
+    CHECK_EQUAL(found.inside, 0);
+    CHECK_EQUAL(found.outside, 4);
+    OPENSSL_cleanse(keys, 64);
+    found = search();
+    CHECK_EQUAL(found.outside, 0);
+    free(keys);
+}
+
+static void *encrypt_a_sector(void *context)
+{
+    uint8_t sector[512] = {0};
+
+    CHECK_EQUAL(ubiblk_xts_encrypt(*(uint64_t *)context, 0, 1, address(sector), address(sector)),
+                0);
+    return NULL;
+}
+
+static void check_keys_of_xts(int equal)
+{
+    enum { THREADS = 3 };
+    uint8_t *keys = malloc(64);
+    pthread_t threads[THREADS];
+
+    make_keys(keys, equal ? 2 : 3);
+    int64_t made = ubiblk_xts_new(keys, keys + (equal ? 0 : 32));
+    CHECK(made > 0);
+    uint64_t context = (uint64_t)made;
+    OPENSSL_cleanse(keys, 64);
+    free(keys);
+    struct found found = search();
+    CHECK(found.inside > 0);
+    CHECK_EQUAL(found.outside, 0);
+
+    for (int i = 0; i < THREADS; i++)
+        CHECK_EQUAL(pthread_create(&threads[i], NULL, encrypt_a_sector, &context), 0);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    encrypt_a_sector(&context);
+    found = search();
+    CHECK(found.inside > 0);
+    CHECK_EQUAL(found.outside, 0);
+
+    ubiblk_xts_free(context);
+    found = search();
+    CHECK_EQUAL(found.inside, 0);
+    CHECK_EQUAL(found.outside, 0);
+}
+
+static void keys_of_xts_are_in_the_arena_alone(void)
+{
+    check_keys_of_xts(0);
+    check_keys_of_xts(1);
+}
+
+static void keys_and_plaintext_of_gcm_are_in_the_arena_alone(void)
+{
+    static const uint8_t nonce[12] = {1}, aad[3] = {2};
+    uint8_t *key = secret_alloc(32), *plain = secret_alloc(32), *back = secret_alloc(32);
+    uint8_t keys[64], wrapped[48], garbled[48];
+
+    make_keys(keys, 4);
+    memcpy(key, keys, 32);
+    memcpy(plain, keys + 32, 32);
+    OPENSSL_cleanse(keys, sizeof(keys));
+    CHECK_EQUAL(ubiblk_gcm_wrap(address(key), nonce, aad, 3, address(plain), 32, wrapped), 0);
+    CHECK_EQUAL(ubiblk_gcm_unwrap(address(key), nonce, aad, 3, wrapped, 48, address(back)), 0);
+    CHECK(memcmp(plain, back, 32) == 0);
+    memcpy(garbled, wrapped, 48);
+    garbled[47] ^= 1;
+    CHECK_EQUAL(ubiblk_gcm_unwrap(address(key), nonce, aad, 3, garbled, 48, address(back)),
+                -EBADMSG);
+    struct found found = search();
+    CHECK_EQUAL(found.inside, 4);
+    CHECK_EQUAL(found.outside, 0);
+    secret_free(key);
+    secret_free(plain);
+    secret_free(back);
+    found = search();
+    CHECK_EQUAL(found.inside, 0);
+    CHECK_EQUAL(found.outside, 0);
+}
+
+int main(void)
+{
+    /* A child has no arena of its parent's: these come before this process has one. */
+    RUN(an_arena_that_is_used_up_is_an_error);
+    RUN(a_cipher_that_does_not_fit_is_an_error);
+    RUN(secrets_work_where_memory_cannot_be_locked);
+
+    RUN(blocks_are_zeroed_aligned_and_apart);
+    RUN(freed_blocks_are_wiped_and_used_again);
+    RUN(gives_typescript_addresses_or_errors);
+    RUN(the_arena_is_locked_and_in_no_dump_and_no_child);
+    RUN(the_search_finds_what_is_left);
+    RUN(keys_of_xts_are_in_the_arena_alone);
+    RUN(keys_and_plaintext_of_gcm_are_in_the_arena_alone);
+    return test_summary();
 }
