@@ -13,6 +13,8 @@ export interface Row {
   queues: number;
   /** The client spins for completions instead of sleeping. */
   poll: boolean;
+  /** With keys; compared with our own server without. */
+  encrypted?: boolean;
   targets: Target[];
 }
 
@@ -32,7 +34,8 @@ function name(row: Omit<Row, 'name' | 'targets'>): string {
   const size =
     row.blockBytes >= 1 << 20 ? `${row.blockBytes >> 20}M` : `${row.blockBytes / kibibyte}K`;
   const queues = row.queues > 1 ? ` q${row.queues}` : '';
-  return `${row.place} ${row.access} ${size} d${row.depth}${queues}${row.poll ? ' poll' : ''}`;
+  const place = row.encrypted ? `encrypted ${row.place}` : row.place;
+  return `${place} ${row.access} ${size} d${row.depth}${queues}${row.poll ? ' poll' : ''}`;
 }
 
 function small(place: Place, access: Access, depth: number, poll: boolean): Row {
@@ -75,8 +78,33 @@ function twoQueues(place: Place, poll: boolean, cores: number): Row {
   return { ...row, name: name(row), targets: [scaling] };
 }
 
-/** All rows, in the order in which they run. */
-export function allRows(cores: number): Row[] {
+/** Encrypted against plain. The bound on random reads depends on the cipher library. */
+function encrypted(place: Place, access: Access, blockBytes: number, isal: boolean): Row {
+  const row = { place, access, blockBytes, depth: 32, queues: 1, poll: false, encrypted: true };
+  const bound = isal ? 0.75 : 0.6;
+  const bounded = access === 'randread' && place === 'cache';
+  const targets: Target[] = bounded ? [{ figure: 'iops', atLeast: bound }] : [];
+  return { ...row, name: name(row), targets };
+}
+
+function encryptedRows(isal: boolean): Row[] {
+  const rows: Row[] = [];
+  for (const place of ['cache', 'direct'] as const) {
+    for (const access of ['randread', 'randwrite'] as const) {
+      rows.push(encrypted(place, access, 4 * kibibyte, isal));
+    }
+    for (const access of ['read', 'write'] as const) {
+      rows.push(encrypted(place, access, 1 << 20, isal));
+    }
+  }
+  return rows;
+}
+
+/**
+ * All rows, in the order in which they run.
+ * @param isal whether isa-l_crypto is linked in
+ */
+export function allRows(cores: number, isal: boolean): Row[] {
   const rows: Row[] = [];
   for (const place of ['cache', 'null', 'direct'] as const) {
     for (const depth of [1, 32]) {
@@ -96,5 +124,5 @@ export function allRows(cores: number): Row[] {
       }
     }
   }
-  return rows;
+  return [...rows, ...encryptedRows(isal)];
 }

@@ -6,6 +6,7 @@
 import { execFileSync } from 'node:child_process';
 import {
   closeSync,
+  existsSync,
   mkdtempSync,
   openSync,
   readFileSync,
@@ -17,6 +18,7 @@ import { cpus, release } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { binary, client, folders, root } from '../test/e2e/processes.ts';
+import { cipherRates, usesIsal } from './cipher.ts';
 import { measure, measureFile, median, residentBytes, type Sample, settle } from './measure.ts';
 import { allRows, type Row, type Target } from './rows.ts';
 import {
@@ -90,9 +92,8 @@ function wanted(name: string): boolean {
   return !options.rows || options.rows.some((filter) => name.includes(filter));
 }
 
-/** The file both sides serve: written in full, and in the page cache. */
-function makeFile(folder: string): string {
-  const file = join(folder, 'bench.raw');
+/** A file to serve: written in full, and in the page cache. */
+function makeFile(file: string): string {
   const chunk = new Uint8Array(1 << 20);
   const fd = openSync(file, 'wx', 0o600);
   for (let at = 0; at < sizeBytes; at += chunk.length) {
@@ -133,16 +134,25 @@ async function bestPeerMode(served: Served, row: Row): Promise<string> {
   return best;
 }
 
+/** A file of our own second server: no two of ours serve the same. Made when it is first needed. */
+function otherFile({ file, place }: Served): string {
+  const other = `${file}.2`;
+  if (!existsSync(other)) makeFile(other);
+  if (place === 'cache') readIntoCache(other);
+  return other;
+}
+
 async function runRow(row: Row, served: Served, oneQueue: Result | undefined): Promise<Result> {
   const result: Result = { row: row.name, ours: [], peer: [], verdicts: [] };
   if (row.place === 'cache') readIntoCache(served.file);
-  if (options.peer) result.peerMode = await bestPeerMode(served, row);
+  if (row.encrypted) result.peerMode = 'ours, plain';
+  else if (options.peer) result.peerMode = await bestPeerMode(served, row);
   const servers: RunningServer[] = [];
   try {
-    const ours = await startOurs(served);
+    const ours = await startOurs({ ...served, encrypted: row.encrypted });
     servers.push(ours);
-    const peer = result.peerMode ? await startPeer(served, result.peerMode) : undefined;
-    if (peer) servers.push(peer);
+    if (row.encrypted) servers.push(await startOurs({ ...served, file: otherFile(served) }));
+    else if (result.peerMode) servers.push(await startPeer(served, result.peerMode));
     // Neither side's first second counts: code is compiled, pages are mapped.
     for (const server of servers) await measure(server, row, 1);
     for (let run = 0; run < runs; run++) {
@@ -234,7 +244,7 @@ async function processRows(folder: string, file: string): Promise<Single[]> {
     printSingle(single);
   };
   const served: Served = { place: 'cache', file, sizeBytes, queues: 1, folder };
-  const row = allRows(cores)[0];
+  const row = allRows(cores, usesIsal())[0];
   const mebibyte = 1 << 20;
   if (wanted('process start')) {
     const times: number[] = [];
@@ -277,6 +287,19 @@ async function processRows(folder: string, file: string): Promise<Single[]> {
   return singles;
 }
 
+/** Encryption by itself, as a part of what the linked library does. */
+function cipherRows(folder: string, file: string): Single[] {
+  if (!wanted('cipher')) return [];
+  readIntoCache(file);
+  return cipherRates(file, sizeBytes, folder, runs).map(({ name, rate, library }) => {
+    const ratio = rate / library;
+    const text = `${ratio.toFixed(2)} of the library's ${(library / 1e6).toFixed(0)} MB/s, >= 0.9`;
+    const single = { name, value: rate / 1e6, unit: 'MB/s', verdict: verdict(text, ratio >= 0.9) };
+    printSingle(single);
+    return single;
+  });
+}
+
 function commit(): string {
   try {
     const git = (...args: string[]) =>
@@ -314,10 +337,11 @@ function takeTurn(): void {
 
 /** Measures what was asked for; false where a row could not be. */
 async function main(): Promise<boolean> {
-  const rows = allRows(cores);
+  const rows = allRows(cores, usesIsal());
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
+    console.log('cipher');
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
@@ -336,7 +360,7 @@ async function main(): Promise<boolean> {
     `file:    ${folder}, ${sizeBytes >> 20} MiB; medians of ${runs} runs of ${seconds} s`,
   );
   console.log('');
-  const file = makeFile(folder);
+  const file = makeFile(join(folder, 'bench.raw'));
   const heads = ['row', 'ours: IOPS (range)', 'us', 'CPU us', 'peer: IOPS (range)', 'us', 'CPU us'];
   printColumns([...heads, 'peer mode', 'file'], 'ours / peer');
 
@@ -354,7 +378,7 @@ async function main(): Promise<boolean> {
       console.error(`bench: the row is given up: ${(error as Error).message}`);
     }
   }
-  const singles = await processRows(folder, file);
+  const singles = [...(await processRows(folder, file)), ...cipherRows(folder, file)];
 
   const verdicts = [
     ...results.flatMap(({ verdicts }) => verdicts),

@@ -11,6 +11,8 @@ export interface Served {
   file: string;
   sizeBytes: number;
   queues: number;
+  /** Ours alone: with keys, as if the file were ciphertext. */
+  encrypted?: boolean;
   /** Folder for sockets and configuration files. */
   folder: string;
 }
@@ -45,13 +47,18 @@ export async function startOurs(
     direct_io: served.place === 'direct',
   };
   const lines = Object.entries(settings).map(([key, value]) => `${key}: ${JSON.stringify(value)}`);
-  writeFileSync(config, `${lines.join('\n')}\n`);
+  if (served.encrypted) lines.push(`encryption_key: ["${key(1)}", "${key(2)}"]`);
+  writeFileSync(config, `${lines.join('\n')}\n`, { mode: 0o600 });
   const argv = [binary, 'serve', 'vhost', '--config', config];
   if (served.place === 'null') argv.push('--null', String(served.sizeBytes));
   const from = performance.now();
   const child = start(argv, env);
   await child.said(/listening on /, 10_000, 0, child.stderr);
   return { name: 'ubiblk', child, socket, startMs: performance.now() - from };
+}
+
+function key(byte: number): string {
+  return Buffer.alloc(32, byte).toString('base64');
 }
 
 /** Ways to run the peer; the best of them for a row is what we are compared with. */
