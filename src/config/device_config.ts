@@ -1,12 +1,7 @@
-import type { Secret } from './secret.ts';
+import type { Secret } from '../crypto/secret.ts';
+import type { XtsKeys } from '../crypto/xts.ts';
 
 export type IoEngine = 'io_uring' | 'sync';
-
-/** The two halves of an AES-256-XTS key, 32 bytes each: key 1 for data, key 2 for the tweak. */
-export interface EncryptionKey {
-  key1: Secret;
-  key2: Secret;
-}
 
 export interface RawSource {
   source: 'raw';
@@ -70,7 +65,7 @@ export interface DeviceConfig {
   deviceId: string;
   ioEngine: IoEngine;
   directIo: boolean;
-  encryptionKey?: EncryptionKey;
+  encryptionKey?: XtsKeys;
 }
 
 /** What a file gets that names only `path`. */

@@ -1,21 +1,23 @@
-import { createDecipheriv } from 'node:crypto';
 import { unlinkSync } from 'node:fs';
+import {
+  GCM_KEY_BYTES,
+  GCM_NONCE_BYTES,
+  GCM_TAG_BYTES,
+  type GcmKey,
+  gcmUnwrap,
+  gcmWrap,
+} from '../crypto/gcm.ts';
+import { Secret } from '../crypto/secret.ts';
 import { errorName, UserError } from '../errors.ts';
-import { decodeBase64 } from './base64.ts';
 import { Problems } from './problems.ts';
-import { Secret } from './secret.ts';
 import { readTextFile } from './text_file.ts';
 import { type Mapping, parseMapping } from './yaml_mapping.ts';
 
 export const wrappingMethods = ['none', 'aes256-gcm'] as const;
 
-export const kekKeyBytes = 32;
-export const kekInitVectorBytes = 12;
-const tagBytes = 16;
-
-/** Why a value could not be unwrapped: the end of a sentence that begins with the field's name. */
-export class UnwrapError extends Error {
-  override name = 'UnwrapError';
+/** Why a value could not be (un)wrapped: the end of a sentence that begins with the value's name. */
+export class KekError extends Error {
+  override name = 'KekError';
 }
 
 /**
@@ -26,80 +28,101 @@ export interface Kek {
   /** True when values come out as they are: no KEK file, or one with `method: none`. */
   readonly isNone: boolean;
   /**
-   * The plain bytes of `wrapped`, which is left alone and may be what is returned.
-   * @throws UnwrapError
+   * Takes over `wrapped`, and gives its plain bytes for the caller to wipe.
+   * @throws KekError
    */
-  unwrap(wrapped: Uint8Array): Uint8Array;
+  unwrap(wrapped: Secret): Secret;
+  /**
+   * The reverse: takes over `plain`.
+   * @throws KekError
+   */
+  wrap(plain: Secret): Secret;
   wipe(): void;
 }
 
 export const noKek: Kek = {
   isNone: true,
   unwrap: (wrapped) => wrapped,
+  wrap: (plain) => plain,
   wipe: () => {},
 };
+
+/** The parts of a KEK file; what is missing shows when they are needed. */
+interface Parts {
+  key: Secret | undefined;
+  initVector: Secret | undefined;
+  authData: Secret | undefined;
+}
 
 /** AES-256-GCM with the one nonce and the one additional data of the KEK file for every value. */
 class GcmKek implements Kek {
   readonly isNone = false;
   readonly #file: string;
-  readonly #key: Secret | undefined;
-  readonly #initVector: Secret | undefined;
-  readonly #authData: Secret | undefined;
+  readonly #parts: Parts;
 
-  constructor(file: string, parts: { key?: Secret; initVector?: Secret; authData?: Secret }) {
+  constructor(file: string, parts: Parts) {
     this.#file = file;
-    this.#key = parts.key;
-    this.#initVector = parts.initVector;
-    this.#authData = parts.authData;
+    this.#parts = parts;
   }
 
-  unwrap(wrapped: Uint8Array): Uint8Array {
-    const key = this.#part(this.#key, 'key', kekKeyBytes);
-    const initVector = this.#part(this.#initVector, 'init_vector', kekInitVectorBytes);
-    const authData = this.#part(this.#authData, 'auth_data');
-    if (wrapped.length < tagBytes) {
-      throw new UnwrapError(
-        `is ${wrapped.length} bytes, too short to be wrapped by the KEK (the tag alone is ${tagBytes})`,
-      );
-    }
-    const decipher = createDecipheriv('aes-256-gcm', key, initVector, { authTagLength: tagBytes });
-    decipher.setAAD(authData);
-    decipher.setAuthTag(wrapped.subarray(wrapped.length - tagBytes));
-    const plain = decipher.update(wrapped.subarray(0, wrapped.length - tagBytes));
+  unwrap(wrapped: Secret): Secret {
     try {
-      decipher.final();
-    } catch {
-      plain.fill(0);
-      throw new UnwrapError(
-        `cannot be decrypted: it was not wrapped with the KEK of '${this.#file}', or is damaged`,
-      );
+      const key = this.#gcmKey('cannot be decrypted');
+      if (wrapped.lengthBytes < GCM_TAG_BYTES) {
+        throw new KekError(
+          `is ${wrapped.lengthBytes} bytes, too short to be wrapped by the KEK ` +
+            `(the tag alone is ${GCM_TAG_BYTES})`,
+        );
+      }
+      const plain = gcmUnwrap(key, wrapped.reveal());
+      if (plain === null) {
+        throw new KekError(
+          `cannot be decrypted: it was not wrapped with the KEK of '${this.#file}', or is damaged`,
+        );
+      }
+      return plain;
+    } finally {
+      wrapped.wipe();
     }
-    return plain;
+  }
+
+  wrap(plain: Secret): Secret {
+    try {
+      return Secret.taking(gcmWrap(this.#gcmKey('cannot be encrypted'), plain));
+    } finally {
+      plain.wipe();
+    }
   }
 
   wipe(): void {
-    this.#key?.wipe();
-    this.#initVector?.wipe();
-    this.#authData?.wipe();
+    wipeParts(this.#parts);
   }
 
-  #part(part: Secret | undefined, name: string, lengthBytes?: number): Uint8Array {
-    const missing = `cannot be decrypted: the KEK file '${this.#file}'`;
+  #gcmKey(purpose: string): GcmKey {
+    const { key, initVector, authData } = this.#parts;
+    return {
+      key: this.#part(purpose, key, 'key', GCM_KEY_BYTES),
+      nonce: this.#part(purpose, initVector, 'init_vector', GCM_NONCE_BYTES).reveal(),
+      aad: this.#part(purpose, authData, 'auth_data').reveal(),
+    };
+  }
+
+  #part(purpose: string, part: Secret | undefined, name: string, lengthBytes?: number): Secret {
+    const beginning = `${purpose}: the KEK file '${this.#file}'`;
     if (part === undefined) {
-      throw new UnwrapError(`${missing} has no '${name}'`);
+      throw new KekError(`${beginning} has no '${name}'`);
     }
     if (lengthBytes !== undefined && part.lengthBytes !== lengthBytes) {
-      throw new UnwrapError(
-        `${missing} has a '${name}' of ${part.lengthBytes} bytes instead of ${lengthBytes}`,
+      throw new KekError(
+        `${beginning} has a '${name}' of ${part.lengthBytes} bytes instead of ${lengthBytes}`,
       );
     }
-    return part.reveal();
+    return part;
   }
 }
 
 /**
- * Reads a KEK file. Parts that are missing or too long show when a value is unwrapped.
+ * Reads a KEK file. Parts that are missing or too long show when a value is (un)wrapped.
  * @param strict unknown keys are errors
  * @param warn gets one line for each thing that is doubtful
  * @throws UserError if the file cannot be read or parsed
@@ -110,19 +133,22 @@ export function loadKekFile(file: string, strict: boolean, warn: (line: string) 
     warn(`the KEK file '${file}' is open to its group or to others; chmod it to 600`);
   }
   const problems = new Problems(file);
-  const mapping = parseMapping(text, problems, strict);
-  const kek = mapping === undefined ? noKek : readKek(file, mapping);
-  mapping?.reportUnknownKeys();
-  for (const line of problems.warnings()) {
-    warn(line);
-  }
+  let kek = noKek;
   try {
+    const mapping = parseMapping(text, problems, strict);
+    kek = mapping === undefined ? noKek : readKek(file, mapping);
+    mapping?.reportUnknownKeys();
+    for (const line of problems.warnings()) {
+      warn(line);
+    }
     problems.throwIfAny();
+    return kek;
   } catch (error) {
     kek.wipe();
     throw error;
+  } finally {
+    text.wipe();
   }
-  return kek;
 }
 
 /** Deletes the KEK file, for `--unlink-kek`. @throws UserError */
@@ -141,18 +167,24 @@ function readKek(file: string, mapping: Mapping): Kek {
     initVector: readPart(mapping, 'init_vector'),
     authData: readPart(mapping, 'auth_data'),
   };
-  return method === 'aes256-gcm' ? new GcmKek(file, parts) : noKek;
+  if (method === 'aes256-gcm') {
+    return new GcmKek(file, parts);
+  }
+  wipeParts(parts);
+  return noKek;
 }
 
 function readPart(mapping: Mapping, key: string): Secret | undefined {
-  const text = mapping.string(key);
-  if (text === undefined) {
-    return undefined;
-  }
-  const bytes = decodeBase64(text);
-  if (bytes === undefined) {
+  const text = mapping.base64(key);
+  const bytes = text?.decode();
+  if (text !== undefined && bytes === undefined) {
     mapping.error(key, 'is not standard base64 with padding');
-    return undefined;
   }
-  return new Secret(bytes);
+  return bytes;
+}
+
+function wipeParts({ key, initVector, authData }: Parts): void {
+  key?.wipe();
+  initVector?.wipe();
+  authData?.wipe();
 }

@@ -19,7 +19,6 @@ const laterFeatures: readonly LaterFeature[] = [
   { key: 'copy_on_read', missing: 'copy-on-read is' },
   { key: 'track_written', missing: 'tracking of written stripes is' },
   { key: 'autofetch', missing: 'background fetching is' },
-  { key: 'encryption_key', missing: 'disk encryption is' },
   { key: 'skip_sync', missing: 'skipping of flushes is' },
   { key: 'io_debug_path', missing: 'the I/O debug log is' },
   { key: 'status_path', missing: 'the status file is' },

@@ -1,7 +1,8 @@
 import { timingSafeEqual } from 'node:crypto';
 import { readFileSync } from 'node:fs';
+import { XTS_KEY_BYTES, type XtsKeys } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
-import { type DeviceConfig, defaultTuning, type EncryptionKey } from './device_config.ts';
+import { type DeviceConfig, defaultTuning } from './device_config.ts';
 import { loadKekFile, noKek } from './kek.ts';
 import { refuseLaterFeatures } from './later_features.ts';
 import { Problems } from './problems.ts';
@@ -9,13 +10,13 @@ import { SecretReader } from './secret_reader.ts';
 import { socketPathProblem } from './socket_path.ts';
 import { readStripeSource } from './stripe_source.ts';
 import { readTextFile } from './text_file.ts';
+import type { VeiledText } from './veiled_text.ts';
 import { type Mapping, parseMapping } from './yaml_mapping.ts';
 
 const maxDeviceIdBytes = 20;
 /** A segment holds at least a sector; Linux guests refuse disks whose segments are under a page. */
 const minSegmentBytes = 512;
 const guestPageBytes = 4096;
-const xtsKeyBytes = 32;
 
 export interface LoadOptions {
   /** The KEK file; without it secrets are taken as they are. */
@@ -44,28 +45,38 @@ export interface LoadedDeviceConfig {
 export function loadDeviceConfig(file: string, options: LoadOptions = {}): LoadedDeviceConfig {
   const { kekFile, strict = false, warn = () => {} } = options;
   const kek = kekFile === undefined ? noKek : loadKekFile(kekFile, strict, warn);
+  const secrets = new SecretReader(kek);
   try {
-    const { text, openToOthers } = readTextFile(file, 'configuration file');
-    refuseToml(file, text);
-    const secrets = new SecretReader(kek);
+    const config = readDeviceConfig(file, secrets, options);
+    return { config, wipeSecrets: () => secrets.wipe() };
+  } catch (error) {
+    secrets.wipe();
+    throw error;
+  } finally {
+    kek.wipe();
+  }
+}
+
+function readDeviceConfig(file: string, secrets: SecretReader, options: LoadOptions): DeviceConfig {
+  const { warn = () => {} } = options;
+  const { text, openToOthers } = readTextFile(file, 'configuration file');
+  try {
+    refuseToml(file, text.text);
     const problems = new Problems(file);
     const config = parseDeviceConfig(text, problems, secrets, options);
     for (const line of problems.warnings()) {
       warn(line);
     }
     warnOfWeakSecrecy(file, secrets, openToOthers, warn);
-    if (problems.count > 0) {
-      secrets.wipe();
-    }
     problems.throwIfAny();
-    return { config, wipeSecrets: () => secrets.wipe() };
+    return config;
   } finally {
-    kek.wipe();
+    text.wipe();
   }
 }
 
 function parseDeviceConfig(
-  text: string,
+  text: VeiledText,
   problems: Problems,
   secrets: SecretReader,
   options: LoadOptions,
@@ -252,8 +263,8 @@ function readEncryptionKey(
   mapping: Mapping,
   secrets: SecretReader,
   options: LoadOptions,
-): EncryptionKey | undefined {
-  const texts = mapping.strings('encryption_key');
+): XtsKeys | undefined {
+  const texts = mapping.base64List('encryption_key');
   if (texts === undefined) {
     return undefined;
   }
@@ -261,13 +272,13 @@ function readEncryptionKey(
     mapping.error('encryption_key', `must be a list of exactly 2 strings, not ${texts.length}`);
     return undefined;
   }
-  const [key1, key2] = texts.map((text, index) => {
-    return secrets.decode(mapping, `encryption_key[${index}]`, text, xtsKeyBytes);
+  const [data, tweak] = texts.map((text, index) => {
+    return secrets.decode(mapping, `encryption_key[${index}]`, text, XTS_KEY_BYTES);
   });
-  if (key1 === undefined || key2 === undefined) {
+  if (data === undefined || tweak === undefined) {
     return undefined;
   }
-  if (timingSafeEqual(key1.reveal(), key2.reveal())) {
+  if (timingSafeEqual(data.reveal(), tweak.reveal())) {
     const reason = 'both halves are equal, with which AES-XTS is insecure (IEEE 1619 forbids it)';
     if (options.allowWeakKey) {
       mapping.warn('encryption_key', reason);
@@ -276,5 +287,5 @@ function readEncryptionKey(
       mapping.error('encryption_key', `${reason}; ${way}`);
     }
   }
-  return { key1, key2 };
+  return [data, tweak];
 }

@@ -1,7 +1,7 @@
-import { decodeBase64 } from './base64.ts';
-import { type Kek, UnwrapError } from './kek.ts';
-import { Secret } from './secret.ts';
-import type { Mapping } from './yaml_mapping.ts';
+import { GCM_TAG_BYTES } from '../crypto/gcm.ts';
+import type { Secret } from '../crypto/secret.ts';
+import { type Kek, KekError } from './kek.ts';
+import type { Base64Text, Mapping } from './yaml_mapping.ts';
 
 /** Decodes and unwraps the secret fields of one file, and remembers them so that they can be wiped. */
 export class SecretReader {
@@ -25,27 +25,31 @@ export class SecretReader {
 
   /** The secret of a string field, or undefined if it is absent or wrong (reported). */
   read(mapping: Mapping, key: string, lengthBytes?: number): Secret | undefined {
-    const text = mapping.string(key);
+    const text = mapping.base64(key);
     return text === undefined ? undefined : this.decode(mapping, key, text, lengthBytes);
   }
 
   /** As `read`, for the text of an item `field` (`encryption_key[1]`) of a list. */
-  decode(mapping: Mapping, field: string, text: string, lengthBytes?: number): Secret | undefined {
+  decode(
+    mapping: Mapping,
+    field: string,
+    text: Base64Text,
+    lengthBytes?: number,
+  ): Secret | undefined {
     this.#fields.add(field.replace(/\[\d+\]$/, ''));
-    const wrapped = decodeBase64(text);
+    const wrapped = text.decode();
     if (wrapped === undefined) {
       mapping.error(field, 'is not standard base64 with padding');
       return undefined;
     }
-    const plain = this.#unwrap(mapping, field, wrapped);
-    if (plain === undefined) {
+    const secret = this.#unwrap(mapping, field, wrapped);
+    if (secret === undefined) {
       return undefined;
     }
-    const secret = new Secret(plain);
     this.#created.push(secret);
     if (lengthBytes !== undefined && secret.lengthBytes !== lengthBytes) {
       const hint =
-        this.#kek.isNone && secret.lengthBytes === lengthBytes + 16
+        this.#kek.isNone && secret.lengthBytes === lengthBytes + GCM_TAG_BYTES
           ? '; it looks wrapped by a KEK, give its file with --kek'
           : '';
       mapping.error(field, `must be ${lengthBytes} bytes, not ${secret.lengthBytes}${hint}`);
@@ -60,11 +64,11 @@ export class SecretReader {
     }
   }
 
-  #unwrap(mapping: Mapping, field: string, wrapped: Uint8Array): Uint8Array | undefined {
+  #unwrap(mapping: Mapping, field: string, wrapped: Secret): Secret | undefined {
     try {
       return this.#kek.unwrap(wrapped);
     } catch (error) {
-      if (!(error instanceof UnwrapError)) {
+      if (!(error instanceof KekError)) {
         throw error;
       }
       mapping.error(field, error.message);

@@ -1,4 +1,6 @@
 import { isUtf8 } from 'node:buffer';
+import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
+import type { Secret } from '../crypto/secret.ts';
 import type {
   ArchiveKek,
   FilesystemArchive,
@@ -6,8 +8,7 @@ import type {
   S3Archive,
   StripeSource,
 } from './device_config.ts';
-import { kekInitVectorBytes, kekKeyBytes, wrappingMethods } from './kek.ts';
-import type { Secret } from './secret.ts';
+import { wrappingMethods } from './kek.ts';
 import type { SecretReader } from './secret_reader.ts';
 import type { Mapping } from './yaml_mapping.ts';
 
@@ -178,11 +179,11 @@ function readArchiveKek(mapping: Mapping, secrets: SecretReader): ArchiveKek {
     return { method: 'none' };
   }
   const method = kek.requiredChoice('method', wrappingMethods);
-  const key = secrets.read(kek, 'key', method === 'aes256-gcm' ? kekKeyBytes : undefined);
+  const key = secrets.read(kek, 'key', method === 'aes256-gcm' ? GCM_KEY_BYTES : undefined);
   const initVector = secrets.read(
     kek,
     'init_vector',
-    method === 'aes256-gcm' ? kekInitVectorBytes : undefined,
+    method === 'aes256-gcm' ? GCM_NONCE_BYTES : undefined,
   );
   const authData = secrets.read(kek, 'auth_data');
   kek.reportUnknownKeys();

@@ -1,26 +1,33 @@
-import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { Secret } from '../crypto/secret.ts';
 import { errorName, UserError } from '../errors.ts';
+import { VeiledText } from './veiled_text.ts';
+
+const usualBytes = 4096;
+/** A configuration has hardly a hundredth of it. */
+const maxBytes = 65536;
 
 export interface TextFile {
-  text: string;
+  /** For the caller to wipe. */
+  text: VeiledText;
   /** A regular file that its group or others may read, write or execute. */
   openToOthers: boolean;
 }
 
 /**
- * Reads a whole UTF-8 file; pipes work too. The bytes are overwritten after decoding.
+ * Reads a whole UTF-8 file, straight into secret memory; pipes work too.
  * @param what how errors call the file: `configuration file`
- * @throws UserError if it cannot be read or is not UTF-8
+ * @throws UserError if it cannot be read, is not UTF-8, or has 64 KiB or more
  */
 export function readTextFile(path: string, what: string): TextFile {
-  let bytes: Buffer;
+  let bytes: Secret;
   let openToOthers: boolean;
   try {
     const fd = openSync(path, 'r');
     try {
       const status = fstatSync(fd);
       openToOthers = status.isFile() && (status.mode & 0o077) !== 0;
-      bytes = readFileSync(fd);
+      bytes = readAll(fd);
     } finally {
       closeSync(fd);
     }
@@ -28,10 +35,39 @@ export function readTextFile(path: string, what: string): TextFile {
     throw new UserError(`cannot read the ${what} '${path}': ${errorName(error)}`);
   }
   try {
-    return { text: new TextDecoder('utf-8', { fatal: true }).decode(bytes), openToOthers };
+    return { text: new VeiledText(bytes), openToOthers };
   } catch {
     throw new UserError(`the ${what} '${path}' is not UTF-8 text`);
-  } finally {
-    bytes.fill(0);
   }
+}
+
+function readAll(fd: number): Secret {
+  let room = new Secret(usualBytes);
+  try {
+    let used = 0;
+    for (;;) {
+      const got = readSync(fd, room.reveal(), used, room.lengthBytes - used, null);
+      if (got === 0) {
+        return beginning(room, used, used);
+      }
+      used += got;
+      if (used === room.lengthBytes) {
+        if (used === maxBytes) {
+          throw new Error(`it has ${maxBytes / 1024} KiB or more`);
+        }
+        const larger = beginning(room, used, used * 2);
+        room.wipe();
+        room = larger;
+      }
+    }
+  } finally {
+    room.wipe();
+  }
+}
+
+/** A copy of the first `usedBytes` of a secret. */
+function beginning(secret: Secret, usedBytes: number, lengthBytes: number): Secret {
+  const copy = new Secret(lengthBytes);
+  copy.reveal().set(secret.reveal().subarray(0, usedBytes));
+  return copy;
 }

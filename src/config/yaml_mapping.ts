@@ -13,8 +13,10 @@ import {
   type YAMLError,
   type YAMLMap,
 } from 'yaml';
+import type { Secret } from '../crypto/secret.ts';
 import { nearestName } from '../nearest.ts';
 import type { Position, Problems } from './problems.ts';
+import type { VeiledText } from './veiled_text.ts';
 
 type PairOfNodes = Pair<Node, Node | null>;
 
@@ -50,17 +52,23 @@ export interface IntegerRange {
   powerOfTwo?: boolean;
 }
 
+/** The text of a secret, which may have been kept out of JavaScript's strings. */
+export interface Base64Text {
+  /** @returns a secret for the caller to wipe, or undefined if the text is not standard base64 */
+  decode(): Secret | undefined;
+}
+
 /**
- * Parses `text` as one YAML 1.2 mapping. Syntax errors and repeated keys go to `problems`; returns
+ * Parses a file as one YAML 1.2 mapping. Syntax errors and repeated keys go to `problems`; returns
  * undefined when there is no mapping to go on with.
  */
 export function parseMapping(
-  text: string,
+  source: VeiledText,
   problems: Problems,
   strict: boolean,
 ): Mapping | undefined {
   const lines = new LineCounter();
-  const document = parseDocument(text, {
+  const document = parseDocument(source.text, {
     version: '1.2',
     schema: 'core',
     uniqueKeys: true,
@@ -71,7 +79,8 @@ export function parseMapping(
     const { line, col } = lines.linePos(offset);
     return { line, column: col };
   };
-  reportSyntax(document, problems, place);
+  const context = { problems, place, strict, source };
+  reportSyntax(document, context);
   if (problems.count > 0) {
     return undefined;
   }
@@ -82,19 +91,11 @@ export function parseMapping(
     );
     return undefined;
   }
-  return new Mapping(document, document.contents as YAMLMap<Node, Node | null>, '', {
-    problems,
-    place,
-    strict,
-  });
+  return new Mapping(document, document.contents as YAMLMap<Node, Node | null>, '', context);
 }
 
 /** Reports the first syntax error, from which others usually follow, or else every repeated key. */
-function reportSyntax(
-  document: Document,
-  problems: Problems,
-  place: (offset: number) => Position,
-): void {
+function reportSyntax(document: Document, { problems, place, source }: Context): void {
   const errors = [...document.errors, ...document.warnings];
   const syntaxError = errors.find(({ code }) => code !== 'DUPLICATE_KEY');
   if (syntaxError !== undefined) {
@@ -103,7 +104,8 @@ function reportSyntax(
     return;
   }
   for (const error of errors) {
-    problems.error(place(error.pos[0]), `${repeatedKey(document, error)}: is given twice`);
+    const key = source.unveil(repeatedKey(document, error));
+    problems.error(place(error.pos[0]), `${key}: is given twice`);
   }
   visit(document, {
     Alias(_, alias) {
@@ -134,6 +136,7 @@ interface Context {
   /** Unknown keys are errors. */
   strict: boolean;
   place: (offset: number) => Position;
+  source: VeiledText;
 }
 
 /**
@@ -232,7 +235,7 @@ export class Mapping {
     if (isScalar(node) && typeof node.value === 'boolean') {
       return node.value;
     }
-    this.error(key, `must be true or false, not ${describe(node)}`);
+    this.error(key, `must be true or false, not ${this.#describe(node)}`);
     return undefined;
   }
 
@@ -248,12 +251,12 @@ export class Mapping {
     }
     const wanted = words.map((word) => `'${word}'`).join(' or ');
     if (!isScalar(node) || typeof node.value !== 'string') {
-      this.error(key, `must be ${wanted}, not ${describe(node)}`);
+      this.error(key, `must be ${wanted}, not ${this.#describe(node)}`);
       return undefined;
     }
     const word = words.find((candidate) => candidate === node.value);
     if (word === undefined) {
-      this.error(key, `must be ${wanted}, not '${node.value}'`);
+      this.error(key, `must be ${wanted}, not '${this.#context.source.unveil(node.value)}'`);
     }
     return word;
   }
@@ -271,8 +274,15 @@ export class Mapping {
     return this.#list(key, 'numbers', (node, field) => this.#integerOf(node, field, range));
   }
 
-  strings(key: string): string[] | undefined {
-    return this.#list(key, 'strings', (node, field) => this.#stringOf(node, field));
+  /** A string that holds a secret. */
+  base64(key: string): Base64Text | undefined {
+    const node = this.#value(key);
+    return node === undefined ? undefined : this.#base64Of(node, key);
+  }
+
+  /** A list of them. */
+  base64List(key: string): Base64Text[] | undefined {
+    return this.#list(key, 'strings', (node, field) => this.#base64Of(node, field));
   }
 
   mapping(key: string): Mapping | undefined {
@@ -303,7 +313,8 @@ export class Mapping {
     }
   }
 
-  #reportUnknown(key: string, pair: PairOfNodes): void {
+  #reportUnknown(veiledKey: string, pair: PairOfNodes): void {
+    const key = this.#context.source.unveil(veiledKey);
     const nearest = nearestName(key, this.#known);
     const hint = nearest === undefined ? '' : `, did you mean '${nearest}'?`;
     const position = this.#context.place(pair.key.range?.[0] ?? 0);
@@ -336,6 +347,17 @@ export class Mapping {
   }
 
   #stringOf(node: Node | null, field: string): string | undefined {
+    const veiled = this.#veiledString(node, field);
+    return veiled === undefined ? undefined : this.#context.source.unveil(veiled);
+  }
+
+  #base64Of(node: Node | null, field: string): Base64Text | undefined {
+    const veiled = this.#veiledString(node, field);
+    const { source } = this.#context;
+    return veiled === undefined ? undefined : { decode: () => source.decodeBase64(veiled) };
+  }
+
+  #veiledString(node: Node | null, field: string): string | undefined {
     if (isScalar(node) && typeof node.value === 'string') {
       return node.value;
     }
@@ -348,7 +370,7 @@ export class Mapping {
     const kind = range.powerOfTwo ? 'a power of two' : 'a whole number';
     const wanted = `must be ${kind} from ${range.min} to ${range.max}`;
     if (!isScalar(node) || typeof node.value !== 'number' || !plainInteger.test(sourceOf(node))) {
-      this.error(field, `${wanted}, not ${describe(node)}`);
+      this.error(field, `${wanted}, not ${this.#describe(node)}`);
       return undefined;
     }
     const value = node.value;
@@ -358,6 +380,19 @@ export class Mapping {
       return undefined;
     }
     return value + 0; // turns -0 into 0
+  }
+
+  /** What a value is, with the value itself where that helps: for fields that hold no secret. */
+  #describe(node: Node | null): string {
+    if (isScalar(node)) {
+      if (typeof node.value === 'number' || typeof node.value === 'boolean') {
+        return sourceOf(node);
+      }
+      if (typeof node.value === 'string' && node.value.length <= 32) {
+        return `the string '${this.#context.source.unveil(node.value)}'`;
+      }
+    }
+    return describeKind(node);
   }
 
   #value(key: string): Node | undefined {
@@ -386,19 +421,6 @@ export class Mapping {
 
 function sourceOf(scalar: Scalar): string {
   return scalar.source ?? String(scalar.value);
-}
-
-/** What a value is, with the value itself where that helps: for fields that hold no secret. */
-function describe(node: Node | null): string {
-  if (isScalar(node)) {
-    if (typeof node.value === 'number' || typeof node.value === 'boolean') {
-      return sourceOf(node);
-    }
-    if (typeof node.value === 'string' && node.value.length <= 32) {
-      return `the string '${node.value}'`;
-    }
-  }
-  return describeKind(node);
 }
 
 function describeKind(node: Node | null): string {
