@@ -9,7 +9,9 @@ const base64Bytes = new Set(
 );
 const decimalBytes = new Set(Buffer.from('0123456789eE+'));
 const hexBytes = new Set(Buffer.from('0123456789abcdefABCDEF'));
-const [zero, letterX, letterO, equalsSign, backslash] = Buffer.from('0xo=\\');
+const [zero, letterX, letterO, equalsSign] = Buffer.from('0xo=');
+/** The beginnings of escape sequences, in double quotes and in tags. */
+const escapes = new Set(Buffer.from('\\%'));
 
 interface Place {
   start: number;
@@ -93,7 +95,7 @@ export class VeiledText {
     for (let start = 0; start < file.length; start = end) {
       end = endOfWord(file, start);
       const word = file.subarray(start, end);
-      if (word.length < minVeiledBytes || isNumber(word) || file[start - 1] === backslash) {
+      if (word.length < minVeiledBytes || isNumber(word) || escapes.has(file[start - 1])) {
         copy.set(word, start);
       } else {
         const placeholder = this.#placeholderOf(file, { start, length: word.length }, marker);
