@@ -16,6 +16,7 @@ import {
   mkdtempSync,
   openSync,
   rmSync,
+  statSync,
   writeFileSync,
   writeSync,
 } from 'node:fs';
@@ -62,10 +63,15 @@ export interface DiskOptions {
   kind?: 'ext4' | 'tmpfs' | 'loop512' | 'loop4096';
   /** Loop devices only: the kernel refuses writes. */
   readOnly?: boolean;
+  /** With {@link testKeys}: its zeroes are encrypted ones, and a server of it gets the keys. */
+  encrypted?: boolean;
 }
 
+/** base64 of the keys of all encrypted disks. */
+export const testKeys = [3, 5].map((byte) => Buffer.alloc(32, byte).toString('base64'));
+
 /** Values of the configuration file; `path` and `socket` are added by {@link Bed.serve}. */
-export type Settings = Record<string, string | number | boolean | number[]>;
+export type Settings = Record<string, string | number | boolean | number[] | string[]>;
 
 export interface StartOptions {
   program?: string;
@@ -85,6 +91,7 @@ export class Bed {
   private children: { child: Child; polite: boolean }[] = [];
   private undo: (() => void)[] = [];
   private count = 0;
+  private readonly encrypted = new Set<string>();
 
   constructor() {
     this.folder = this.makeFolder(folders.disk ?? '/tmp');
@@ -103,12 +110,14 @@ export class Bed {
 
   /** Makes a raw disk of zeroes and returns its path: a file or a loop device. */
   disk(options: DiskOptions = {}): string {
-    const { sizeBytes = 64 << 20, kind = 'ext4', readOnly = false } = options;
+    const { sizeBytes = 64 << 20, kind = 'ext4', readOnly = false, encrypted = false } = options;
     const folder = kind === 'tmpfs' ? this.makeFolder(folders.memory ?? '/dev/shm') : this.folder;
     const file = join(folder, `disk${this.count++}.raw`);
     const fd = openSync(file, 'wx', 0o600);
     ftruncateSync(fd, sizeBytes);
     closeSync(fd);
+    if (encrypted) cipherSectors('encode', file, file);
+    if (encrypted) this.encrypted.add(file);
     if (!kind.startsWith('loop')) return file;
     const sectorBytes = kind.slice('loop'.length);
     const mode = readOnly ? ['-r'] : [];
@@ -120,6 +129,7 @@ export class Bed {
     this.undo.push(() => {
       spawnSync('losetup', ['-d', device]);
     });
+    if (encrypted) this.encrypted.add(device);
     return device;
   }
 
@@ -142,7 +152,7 @@ export class Bed {
     const lines = Object.entries(settings).map(
       ([key, value]) => `${key}: ${JSON.stringify(value)}`,
     );
-    writeFileSync(this.path(name), `${lines.join('\n')}\n`);
+    writeFileSync(this.path(name), `${lines.join('\n')}\n`, { mode: 0o600 });
     return this.path(name);
   }
 
@@ -193,7 +203,8 @@ export class Bed {
    */
   async serve(disk: string, settings: Settings = {}, options: StartOptions = {}): Promise<Server> {
     const socket = this.path(`vhost${this.count++}.sock`);
-    const config = this.config({ path: disk, socket, queue_size: 256, ...settings });
+    const keys: Settings = this.encrypted.has(disk) ? { encryption_key: testKeys } : {};
+    const config = this.config({ path: disk, socket, queue_size: 256, ...keys, ...settings });
     return await this.start(config, String(settings.socket ?? socket), options);
   }
 
@@ -232,7 +243,16 @@ export class Bed {
    * Compares the disk itself with what `state` of earlier {@link check} runs says it must hold.
    */
   async compareFile(disk: string, state: string, more: Record<string, string | number> = {}) {
-    await this.check(disk, { driver: 'io_uring', state, ops: 0, zero: 1, ...more });
+    const path = this.encrypted.has(disk) ? this.decrypted(disk) : disk;
+    await this.check(path, { driver: 'io_uring', state, ops: 0, zero: 1, ...more });
+  }
+
+  /** The plain content of an encrypted disk, in a file of its own. */
+  decrypted(disk: string): string {
+    const plain = this.path(`plain${this.count++}.raw`);
+    writeFileSync(plain, '');
+    cipherSectors('decode', disk, plain);
+    return plain;
   }
 
   /** A QEMU guest with `socket` as its /dev/vda; the folder of this test bed is shared with it. */
@@ -276,6 +296,17 @@ process.on('exit', () => {
   for (const bed of beds) bed.clean();
 });
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
+
+/** Encrypts or decrypts a file with an implementation that isn't ours. */
+function cipherSectors(action: 'encode' | 'decode', input: string, output: string): void {
+  // The size of a block device isn't in its status.
+  const bytes = statSync(input).isBlockDevice()
+    ? [spawnSync('blockdev', ['--getsize64', input]).stdout.toString().trim()]
+    : [];
+  const argv = [tool('xts-sectors.mjs'), action, ...testKeys, input, output, ...bytes];
+  const done = spawnSync('node', argv, { encoding: 'utf8' });
+  if (done.status !== 0) throw new Error(`xts-sectors: ${done.stderr}`);
+}
 
 /** QEMU's name for the disk behind a vhost-user socket, for `--image-opts`. */
 export function qemuDisk(socket: string): string {

@@ -11,14 +11,16 @@ import { Bed, matrix, Random, seed, soak } from './support.ts';
 const rows = matrix({
   io_engine: ['io_uring', 'sync'],
   direct_io: [true, false],
+  encrypted: [false, true],
   queues: [1, 4],
 } as const);
 
-for (const { queues, ...settings } of rows) {
-  const name = `${Object.values(settings).join(' ')}, ${queues} queues`;
+for (const { queues, encrypted, ...settings } of rows) {
+  const kind = encrypted ? 'encrypted' : 'plain';
+  const name = `${Object.values(settings).join(' ')} ${kind}, ${queues} queues`;
   test(`a client killed in the middle of its load leaves a server and a disk in order: ${name}`, async () => {
     await using bed = new Bed();
-    const disk = bed.disk();
+    const disk = bed.disk({ encrypted });
     const server = await bed.serve(disk, { ...settings, num_queues: queues });
     const state = bed.path('state');
     const random = new Random(seed);

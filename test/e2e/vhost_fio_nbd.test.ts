@@ -8,9 +8,11 @@ const rows = matrix({
   io_engine: ['io_uring', 'sync'],
   direct_io: [true, false],
   write_through: [false, true],
+  encrypted: [false, true],
 } as const);
 
 for (const row of rows) {
+  const { encrypted, ...settings } = row;
   const name = Object.entries(row)
     .map(([key, value]) => `${key}=${value}`)
     .join(' ');
@@ -19,7 +21,7 @@ for (const row of rows) {
     [need.program('fio')],
     async () => {
       await using bed = new Bed();
-      const server = await bed.serve(bed.disk(), { ...row, num_queues: 2 });
+      const server = await bed.serve(bed.disk({ encrypted }), { ...settings, num_queues: 2 });
       const nbd = bed.path('nbd.sock');
       // It answers on its standard output once NBD is there.
       const bridge = bed.spawn([

@@ -10,6 +10,7 @@ const rows = matrix({
   io_engine: ['io_uring', 'sync'],
   direct_io: [true, false],
   write_through: [false, true],
+  encrypted: [false, true],
   kind: ['ext4', 'tmpfs', 'loop512', 'loop4096'],
   queues: [1, 4],
   depth: [1, 8, 32, 128],
@@ -17,7 +18,7 @@ const rows = matrix({
 } as const);
 
 for (const [index, row] of rows.entries()) {
-  const { kind, queues, depth, max, ...settings } = row;
+  const { kind, encrypted, queues, depth, max, ...settings } = row;
   const name = `random requests: ${Object.entries(row)
     .map(([key, value]) => `${key}=${value}`)
     .join(' ')}`;
@@ -26,7 +27,7 @@ for (const [index, row] of rows.entries()) {
     [kind.startsWith('loop') && need.loop(), kind === 'ext4' && need.diskFolder()],
     async () => {
       await using bed = new Bed();
-      const disk = bed.disk({ kind, sizeBytes: 64 << 20 });
+      const disk = bed.disk({ kind, encrypted, sizeBytes: 64 << 20 });
       const server = await bed.serve(disk, { ...settings, num_queues: queues });
       const state = bed.path('state');
       const span = Math.min(32 << 20, max * 2048);

@@ -8,13 +8,15 @@ import { Bed, matrix, seed, soak } from './support.ts';
 const rows = matrix({
   io_engine: ['io_uring', 'sync'],
   direct_io: [true, false],
+  encrypted: [false, true],
   signal: ['SIGTERM', 'SIGINT'],
 } as const);
 
-for (const { signal, ...settings } of rows) {
-  test(`${signal} under load ends the server with 0 and loses nothing: ${Object.values(settings).join(' ')}`, async () => {
+for (const { signal, encrypted, ...settings } of rows) {
+  const kind = encrypted ? 'encrypted' : 'plain';
+  test(`${signal} under load ends the server with 0 and loses nothing: ${Object.values(settings).join(' ')} ${kind}`, async () => {
     await using bed = new Bed();
-    const disk = bed.disk();
+    const disk = bed.disk({ encrypted });
     const state = bed.path('state');
     const load = { queues: 2, depth: 64, max: 262144, span: 16 << 20, state, zero: 1 };
     let config: string | undefined;

@@ -14,7 +14,8 @@
 //     max=BYTES    longest read or write                                (131072)
 //     seed=N       same seed, same requests                             (1)
 //     mix=LETTERS  request kinds, repeated letters weigh                (rrrrwwwwzdf)
-//                  r read, w write, z write zeroes, d discard, f flush, u write with FUA
+//                  r read, w write, z write zeroes, d discard (where the device offers it, else
+//                  a read), f flush, u write with FUA
 //     timeout=S    seconds to wait for an answer                        (30)
 //     zero=1       a discarded range must read as zeroes                (0: content not checked)
 //     state=FILE   keep there what every sector must hold, so that a later run, also one after
@@ -310,6 +311,9 @@ int main(int argc, char **argv)
         die("max", -EINVAL);
     if ((r = blkio_set_int(b, "num-queues", (int)queues)) < 0 || (r = blkio_start(b)) < 0)
         die("start", r);
+    uint64_t longest_discard = 0;
+    if (strchr(mix, 'd') && (r = blkio_get_uint64(b, "max-discard-len", &longest_discard)) < 0)
+        die("max-discard-len", r);
 
     struct blkio_mem_region region;
     uint64_t align;
@@ -353,6 +357,8 @@ int main(int argc, char **argv)
         while (!stop && flying < depth) {
             if (!next.kind) {
                 next.kind = mix[rnd() % kinds];
+                if (next.kind == 'd' && !longest_discard)
+                    next.kind = 'r';
                 uint64_t units = rnd() % 4 ? 1 + rnd() % 8 : 1 + rnd() % (max / unit);
                 if (units > max / unit)
                     units = max / unit;

@@ -53,14 +53,15 @@ const loads = [
   { kills: 50, settings: { io_engine: 'io_uring', direct_io: true } },
   { kills: 20, settings: { io_engine: 'io_uring', direct_io: false } },
   { kills: 20, settings: { io_engine: 'sync', direct_io: true } },
+  { kills: 20, settings: { io_engine: 'io_uring', direct_io: true }, encrypted: true },
 ];
-for (const { kills, settings } of loads) {
+for (const { kills, settings, encrypted = false } of loads) {
   const times = soak ? 500 : kills;
   test(
-    `a guest at depth 32 on two queues goes on while its server is killed ${times} times: ${Object.values(settings).join(' ')}`,
+    `a guest at depth 32 on two queues goes on while its server is killed ${times} times: ${Object.values(settings).join(' ')}${encrypted ? ' encrypted' : ''}`,
     async () => {
       await using bed = new Bed();
-      const disk = bed.disk({ sizeBytes: 64 << 20 });
+      const disk = bed.disk({ sizeBytes: 64 << 20, encrypted });
       const first = await bed.serve(disk, { ...settings, num_queues: 2 });
       const check = client('vhost-check');
       const load = `driver=io_uring direct=1 depth=32 max=1048576 span=$((32 << 20)) ops=1000000000 timeout=60 zero=1`;
