@@ -3,7 +3,7 @@
 import { expect, test } from 'bun:test';
 import { readFileSync, statSync } from 'node:fs';
 import { binary, client } from './processes.ts';
-import { Bed, matrix, need, qemuDisk, type Settings, seed, testKeys, testWith } from './support.ts';
+import { Bed, matrix, need, qemuDisk, seed, testKeys, testWith } from './support.ts';
 
 const engines = matrix({ io_engine: ['io_uring', 'sync'], direct_io: [true, false] } as const);
 /** QEMU's name for a served disk among file names. */
