@@ -4,7 +4,8 @@ import { createCipheriv, randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Finding, mask, type Order } from './memory_scan_child.ts';
+import { type Finding, type Needles, needlesFor } from '../memory_scan.ts';
+import type { Order, Report } from './memory_child.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'ubiblk-memory-'));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -15,23 +16,20 @@ function file(name: string, lines: string[]): string {
   return path;
 }
 
-/** Both ends of the bytes, so that a copy of a part is found as well; strings also as UTF-16. */
-function needlesFor(values: Record<string, Uint8Array | string>): Record<string, string> {
-  const needles: Record<string, string> = {};
-  const add = (name: string, bytes: Uint8Array) => {
-    const masked = Buffer.from(bytes).map((byte) => byte ^ mask);
-    needles[`${name}, beginning`] = Buffer.from(masked.subarray(0, 16)).toString('hex');
-    needles[`${name}, end`] = Buffer.from(masked.subarray(-16)).toString('hex');
-  };
+/** Strings also as JavaScript may keep them, two bytes for each character. */
+function allNeedles(values: Record<string, Uint8Array | string>): Needles {
+  const needles: Needles = {};
   for (const [name, value] of Object.entries(values)) {
-    add(name, Buffer.from(value as string));
-    if (typeof value === 'string') add(`${name} in wide characters`, Buffer.from(value, 'utf16le'));
+    Object.assign(needles, needlesFor(name, Buffer.from(value as string)));
+    if (typeof value === 'string') {
+      Object.assign(needles, needlesFor(`${name}, wide`, Buffer.from(value, 'utf16le')));
+    }
   }
   return needles;
 }
 
-function scan(order: Order): { path: string; findings: Finding[] } {
-  const child = join(import.meta.dir, 'memory_scan_child.ts');
+function scan(order: Order): Report {
+  const child = join(import.meta.dir, 'memory_child.ts');
   const { stdout, stderr, exitCode } = Bun.spawnSync([
     ...[process.execPath, child, JSON.stringify(order)],
   ]);
@@ -40,14 +38,15 @@ function scan(order: Order): { path: string; findings: Finding[] } {
 }
 
 /** What was found of some needles, each kind of finding once. */
-function kinds(findings: Finding[], wanted: Record<string, string>): string[] {
-  const found = findings
-    .filter(({ needle }) => needle in wanted)
-    .map(({ needle, when, inArena }) => `${needle}: ${when}, ${inArena ? 'arena' : 'elsewhere'}`);
-  return [...new Set(found)].sort();
+function kinds({ loaded, wiped }: Report, wanted: Needles): string[] {
+  const lines = (when: string, findings: Finding[]) =>
+    findings
+      .filter(({ needle }) => needle in wanted)
+      .map(({ needle, inArena }) => `${needle}: ${when}, ${inArena ? 'arena' : 'elsewhere'}`);
+  return [...new Set([...lines('loaded', loaded), ...lines('wiped', wiped)])].sort();
 }
 
-const inArena = (needles: Record<string, string>) =>
+const inArena = (needles: Needles) =>
   Object.keys(needles)
     .map((needle) => `${needle}: loaded, arena`)
     .sort();
@@ -56,7 +55,7 @@ const inArena = (needles: Record<string, string>) =>
 function freshKeys() {
   const [data, tweak] = [randomBytes(32), randomBytes(32)];
   const path = `/var/lib/${randomBytes(24).toString('hex')}`;
-  return { data, tweak, path, keys: needlesFor({ data, tweak }), control: needlesFor({ path }) };
+  return { data, tweak, path, keys: allNeedles({ data, tweak }), control: allNeedles({ path }) };
 }
 
 test('of wrapped keys and their KEK', () => {
@@ -67,8 +66,8 @@ test('of wrapped keys and their KEK', () => {
     const wrapped = Buffer.concat([cipher.update(plain), cipher.final(), cipher.getAuthTag()]);
     return wrapped.toString('base64');
   };
-  const kekNeedles = needlesFor({ kek, 'KEK text': kek.toString('base64') });
-  const { findings, ...loaded } = scan({
+  const kekNeedles = allNeedles({ kek, 'KEK text': kek.toString('base64') });
+  const report = scan({
     kekFile: file('disk.kek', [
       'method: aes256-gcm # €',
       `key: ${kek.toString('base64')}`,
@@ -81,17 +80,17 @@ test('of wrapped keys and their KEK', () => {
     ]),
     needles: { ...keys, ...kekNeedles, ...control },
   });
-  expect(loaded.path).toBe(path);
-  expect(kinds(findings, control)).toContain('path, end: wiped, elsewhere');
-  expect(kinds(findings, keys)).toEqual(inArena(keys));
-  expect(kinds(findings, kekNeedles)).toEqual([]);
+  expect(report.path).toBe(path);
+  expect(kinds(report, control)).toContain('path, end: wiped, elsewhere');
+  expect(kinds(report, keys)).toEqual(inArena(keys));
+  expect(kinds(report, kekNeedles)).toEqual([]);
 });
 
 test('of plain keys', () => {
   const { data, tweak, path, keys, control } = freshKeys();
   const [dataText, tweakText] = [data.toString('base64'), tweak.toString('base64')];
-  const texts = needlesFor({ dataText, tweakText });
-  const { findings, ...loaded } = scan({
+  const texts = allNeedles({ dataText, tweakText });
+  const report = scan({
     file: file('plain.yaml', [
       `path: ${path} # €`,
       'encryption_key:',
@@ -101,23 +100,23 @@ test('of plain keys', () => {
     ]),
     needles: { ...keys, ...texts, ...control },
   });
-  expect(loaded.path).toBe(path);
-  expect(kinds(findings, control)).toContain('path, end: wiped, elsewhere');
-  expect(kinds(findings, keys)).toEqual(inArena(keys));
-  expect(kinds(findings, texts)).toEqual([]);
+  expect(report.path).toBe(path);
+  expect(kinds(report, control)).toContain('path, end: wiped, elsewhere');
+  expect(kinds(report, keys)).toEqual(inArena(keys));
+  expect(kinds(report, texts)).toEqual([]);
 });
 
 test('of plain keys in a configuration that is refused', () => {
   const { data, tweak, keys } = freshKeys();
   const [dataText, tweakText] = [data.toString('base64'), tweak.toString('base64')];
-  const texts = needlesFor({ dataText, tweakText });
-  const { findings, path } = scan({
+  const texts = allNeedles({ dataText, tweakText });
+  const report = scan({
     file: file('refused.yaml', [
       `encryption_key: [${dataText}, ${tweakText}, ]`,
       `unknown_key: ${dataText}`,
     ]),
     needles: { ...keys, ...texts },
   });
-  expect(path).toBe('');
-  expect(kinds(findings, { ...keys, ...texts })).toEqual([]);
+  expect(report.path).toBeUndefined();
+  expect(kinds(report, { ...keys, ...texts })).toEqual([]);
 });

@@ -1,27 +1,19 @@
 /**
- * Loads a configuration, and looks for its secrets in all of this process's own memory, before and
- * after wiping. The argument is JSON: the files, and what to look for, masked so that the search
- * itself is not found. The answer on stdout is a list of findings.
+ * A search through all of this process's own memory for bytes that should not be there. It is told of
+ * them masked, so that it doesn't find itself.
  */
 import { openSync, readFileSync, readSync } from 'node:fs';
-import { loadDeviceConfig } from '../../src/config/load_device_config.ts';
-import { UserError } from '../../src/errors.ts';
 
-export interface Order {
-  file: string;
-  kekFile?: string;
-  /** Hexadecimal, each byte changed by `mask`. */
-  needles: Record<string, string>;
-}
+/** Masked bytes in hexadecimal, by their names. */
+export type Needles = Record<string, string>;
 
 export interface Finding {
   needle: string;
-  when: 'loaded' | 'wiped';
   /** In the memory for secrets, which is left out of core dumps and of child processes. */
   inArena: boolean;
 }
 
-export const mask = 0xa5;
+const mask = 0xa5;
 
 const pageBytes = 4096;
 const chunkBytes = 64 * pageBytes;
@@ -68,7 +60,21 @@ function isAt(chunk: Uint8Array, at: number, masked: Uint8Array): boolean {
   return masked.every((byte, index) => (chunk[at + index] ^ mask) === byte);
 }
 
-function search(needles: Record<string, string>, when: Finding['when']): Finding[] {
+/** Bytes as the search wants them: without a copy in clear. */
+export function masked(bytes: Uint8Array): string {
+  return Buffer.from(bytes.map((byte) => byte ^ mask)).toString('hex');
+}
+
+/** Both ends of the bytes, so that a copy of a part is found as well. */
+export function needlesFor(name: string, bytes: Uint8Array): Needles {
+  return {
+    [`${name}, beginning`]: masked(bytes.subarray(0, 16)),
+    [`${name}, end`]: masked(bytes.subarray(-16)),
+  };
+}
+
+/** Where the needles are, each finding once. */
+export function search(needles: Needles): Finding[] {
   const findings: Finding[] = [];
   const wanted = Object.entries(needles).map(([needle, hex]) => {
     const masked = Buffer.from(hex, 'hex');
@@ -85,7 +91,7 @@ function search(needles: Record<string, string>, when: Finding['when']): Finding
           let found = chunk.indexOf(prefix);
           for (; found >= 0; found = chunk.indexOf(prefix, found + 1)) {
             if (isAt(chunk, found, masked)) {
-              findings.push({ needle, when, inArena: mapping.inArena });
+              findings.push({ needle, inArena: mapping.inArena });
             }
           }
         }
@@ -95,21 +101,4 @@ function search(needles: Record<string, string>, when: Finding['when']): Finding
     }
   }
   return findings;
-}
-
-if (import.meta.main) {
-  const { file, kekFile, needles } = JSON.parse(process.argv[2]) as Order;
-  let wipe = () => {};
-  let path = '';
-  try {
-    const { config, wipeSecrets } = loadDeviceConfig(file, { kekFile, strict: true });
-    path = config.path;
-    wipe = wipeSecrets;
-  } catch (error) {
-    if (!(error instanceof UserError)) throw error;
-  }
-  const findings = search(needles, 'loaded');
-  wipe();
-  findings.push(...search(needles, 'wiped'));
-  process.stdout.write(JSON.stringify({ path, findings }));
 }
