@@ -133,7 +133,7 @@ export class VhostQueue implements RequestOwner {
 
   /** One turn of the loop; sleeps where there is nothing to do. */
   private serve(queue: Virtqueue): void {
-    if (Atomics.load(this.lostMemory, 0) !== this.lostBefore) {
+    if (this.hasLostMemory()) {
       throw new VirtqueueError('the frontend took away memory that it had given the guest');
     }
     const taken = this.take(queue);
@@ -219,6 +219,8 @@ export class VhostQueue implements RequestOwner {
     }
     // Of a full ring there is nothing to take, whatever its driver claims: a completion wakes us.
     if (this.open < queue.size && queue.startNotifications()) return;
+    // Looking at the ring may have been what shows it.
+    if (this.hasLostMemory()) return;
     if (this.open > 0) this.waited = true;
     if (this.link.command === Command.NONE) this.waiter.sleep();
     this.spunUs = 0;
@@ -236,6 +238,10 @@ export class VhostQueue implements RequestOwner {
     // Behind a disk that takes its time, what a driver's wake-up takes is not worth a processor.
     const { pollTimeoutUs } = this.options;
     return this.slow ? Math.min(SLOW_SPIN_US, pollTimeoutUs) : pollTimeoutUs;
+  }
+
+  private hasLostMemory(): boolean {
+    return Atomics.load(this.lostMemory, 0) !== this.lostBefore;
   }
 
   /** Whether the processor was wanted by others a short while ago. */
