@@ -99,12 +99,15 @@ function unknownCommand(
   return new UsageError(`unknown command '${shown}'${hint}`);
 }
 
-/** The options that were given to a command; every value is the string that was typed. */
+/** What was given to a command; every value is the string that was typed. */
 export class Arguments {
   readonly #values: ReadonlyMap<string, string | true>;
+  /** As many as the command takes, unless `--help` or `--version` came first. */
+  readonly operands: readonly string[];
 
-  constructor(values: ReadonlyMap<string, string | true>) {
+  constructor(values: ReadonlyMap<string, string | true>, operands: readonly string[] = []) {
     this.#values = values;
+    this.operands = operands;
   }
 
   has(long: string): boolean {
@@ -128,23 +131,30 @@ export class Arguments {
 }
 
 /**
- * Splits a command's arguments into options: `--opt value`, `--opt=value`, `-o value`, `-ovalue`,
- * `-o=value`, and short options without values together (`-uk FILE`). `--` ends the options. Reading
- * stops at `--help` or `--version`: they win over errors after them.
- * @throws UsageError for what the command does not take
+ * Splits a command's arguments into operands and options: `--opt value`, `--opt=value`, `-o value`,
+ * `-ovalue`, `-o=value`, and short options without values together (`-uk FILE`). They may be mixed;
+ * `--` ends the options. Reading stops at `--help` or `--version`: they win over errors after them.
+ * @throws UsageError for what the command does not take, and for operands that are missing
  */
 export function parseArguments(command: CommandSpec, args: readonly string[]): Arguments {
   const options = [...command.options, ...commonOptions];
+  const names = command.operands ?? [];
   const values = new Map<string, string | true>();
+  const operands: string[] = [];
+  let optionsEnded = false;
   let index = 0;
   while (index < args.length) {
     const argument = args[index++];
-    if (!argument.startsWith('-') || argument === '-' || argument === '--') {
-      const unexpected = argument === '--' ? args[index] : argument;
-      if (unexpected === undefined) {
-        break;
+    if (argument === '--' && !optionsEnded) {
+      optionsEnded = true;
+      continue;
+    }
+    if (optionsEnded || !argument.startsWith('-') || argument === '-') {
+      if (operands.length === names.length) {
+        throw new UsageError(`unexpected argument '${argument}'`);
       }
-      throw new UsageError(`unexpected argument '${unexpected}'`);
+      operands.push(argument);
+      continue;
     }
     const given = argument.startsWith('--')
       ? [splitLong(options, argument)]
@@ -163,7 +173,10 @@ export function parseArguments(command: CommandSpec, args: readonly string[]): A
       }
     }
   }
-  return new Arguments(values);
+  if (operands.length < names.length) {
+    throw new UsageError(`argument ${names[operands.length]} is missing`);
+  }
+  return new Arguments(values, operands);
 }
 
 interface GivenOption {

@@ -16,7 +16,8 @@ interface HelpSection {
 export function commandHelp(command: CommandSpec, program?: ProgramName): string {
   const cli = cac(program === undefined ? 'ubiblk' : program.name);
   const described = cli.command(program === undefined ? command.name : '', command.summary);
-  described.usage(`${program === undefined ? `${command.name} ` : ''}[options]`);
+  const name = program === undefined ? [command.name] : [];
+  described.usage([...name, '[options]', ...(command.operands ?? [])].join(' '));
   for (const option of [...command.options, ...commonOptions]) {
     described.option(flags(option), option.summary);
   }

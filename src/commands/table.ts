@@ -29,6 +29,8 @@ export interface CommandSpec {
   summary: string;
   programs: readonly ProgramName[];
   options: readonly OptionSpec[];
+  /** What must follow the options, as help calls it. */
+  operands?: readonly string[];
   examples: readonly string[];
   /** Daemons report what they do (`info`); other commands only what is doubtful (`warn`). */
   defaultLogLevel: LogLevel;
@@ -115,5 +117,33 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/probe.md',
     load: () => import('./probe.ts'),
+  },
+  {
+    name: 'xts',
+    summary: 'Decrypt or encrypt the sectors of a disk, from a file or stream to another',
+    programs: [{ name: 'xts', displayName: 'xts' }],
+    options: [
+      ...deviceConfigOptions.filter(({ long }) => long !== 'unlink-kek'),
+      { long: 'action', value: 'ACTION', summary: 'decode (default) or encode' },
+      { long: 'start', value: 'N', summary: 'Number of the first sector of 512 bytes (0)' },
+      { long: 'len', value: 'N', summary: "How many sectors (to INPUT's end)" },
+      {
+        long: 'packed',
+        summary: 'Write the first sector at the start of OUTPUT (default for decode)',
+      },
+      {
+        long: 'keep-offsets',
+        summary: 'Write each sector where it was in INPUT (default for encode)',
+      },
+    ],
+    operands: ['INPUT', 'OUTPUT'],
+    examples: [
+      'ubiblk xts --config vm.yaml disk.img plain.img',
+      'ubiblk xts --config vm.yaml --action encode plain.img disk.img',
+      'ubiblk xts --config vm.yaml --start 2048 --len 8 disk.img - | xxd',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/xts.md',
+    load: () => import('./xts.ts'),
   },
 ];

@@ -25,6 +25,8 @@ export interface LoadOptions {
   strict?: boolean;
   /** An encryption key of two equal halves is warned of, not refused. */
   allowWeakKey?: boolean;
+  /** Only the keys will be used: features that this version doesn't have are no error. */
+  keysOnly?: boolean;
   /** Gets one line for each thing that is doubtful, also when the file is then refused. */
   warn?: (line: string) => void;
   /** The highest CPU that `cpus` may name; the host's by default. */
@@ -96,7 +98,7 @@ function parseDeviceConfig(
     config.encryptionKey = encryptionKey;
   }
   mapping.reportUnknownKeys();
-  if (problems.count === 0) {
+  if (problems.count === 0 && !options.keysOnly) {
     refuseLaterFeatures(mapping);
   }
   return config;

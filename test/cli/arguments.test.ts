@@ -135,6 +135,56 @@ test('options without a value are there or not', () => {
   expect(() => args.required('config')).toThrow("option '--config' is required");
 });
 
+const copy: CommandSpec = { ...command('copy'), operands: ['INPUT', 'OUTPUT'] };
+
+test.each([
+  [
+    ['a', 'b'],
+    ['a', 'b'],
+  ],
+  [
+    ['-f', 'x', 'a', '--strict', 'b'],
+    ['a', 'b'],
+  ],
+  [
+    ['a', '-fx', 'b', '-u'],
+    ['a', 'b'],
+  ],
+  [
+    ['-', '-'],
+    ['-', '-'],
+  ],
+  [
+    ['', 'b'],
+    ['', 'b'],
+  ],
+  [
+    ['--', '-a', '--help'],
+    ['-a', '--help'],
+  ],
+  [
+    ['a', '--', '--'],
+    ['a', '--'],
+  ],
+  [
+    ['a', 'b', '--'],
+    ['a', 'b'],
+  ],
+  [['--help'], []],
+])('%j has the operands %j', (args, operands) => {
+  expect(parseArguments(copy, args).operands).toEqual(operands);
+});
+
+test.each([
+  [[], 'argument INPUT is missing'],
+  [['--strict', 'a'], 'argument OUTPUT is missing'],
+  [['-f', 'a', 'b'], 'argument OUTPUT is missing'],
+  [['a', 'b', 'c'], "unexpected argument 'c'"],
+  [['a', '--', 'b', '--strict'], "unexpected argument '--strict'"],
+])('%j does not fit the operands', (args, sentence) => {
+  expect(() => parseArguments(copy, args)).toThrow(new UsageError(sentence));
+});
+
 test.each([
   [['--help', '--nonsense'], 'help'],
   [['-h'], 'help'],

@@ -37,6 +37,15 @@ test('a command that was called by another name shows that name', () => {
   expect(commandHelp(command, command.programs[0])).toContain('$ vhost-backend [options]');
 });
 
+test('a command that takes more than options says so', () => {
+  const command = commands.find(({ name }) => name === 'xts');
+  if (command === undefined) {
+    throw new Error("no 'xts'");
+  }
+  expect(commandHelp(command)).toContain('$ ubiblk xts [options] INPUT OUTPUT\n');
+  expect(commandHelp(command, command.programs[0])).toContain('$ xts [options] INPUT OUTPUT\n');
+});
+
 test('the list names every command, and of a group only its own', () => {
   const list = commandList(commands);
   for (const { name, summary } of commands) {
@@ -50,7 +59,9 @@ test('the list names every command, and of a group only its own', () => {
 });
 
 test('no two commands share a name, and no options of a command do', () => {
-  const names = commands.flatMap(({ name, programs }) => [name, ...programs.map((p) => p.name)]);
+  const names = commands.flatMap(({ name, programs }) => [
+    ...new Set([name, ...programs.map((program) => program.name)]),
+  ]);
   expect(new Set(names).size).toBe(names.length);
   for (const command of commands) {
     const options = [...command.options, ...commonOptions];

@@ -1,0 +1,87 @@
+import { afterAll, beforeEach, expect, test } from 'bun:test';
+import {
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { UserError } from '../src/errors.ts';
+import { NewFile } from '../src/new_file.ts';
+
+const top = mkdtempSync(join(tmpdir(), 'ubiblk-new-file-'));
+let folder = '';
+let count = 0;
+beforeEach(() => {
+  folder = join(top, String(count++));
+  mkdirSync(folder);
+});
+afterAll(() => rmSync(top, { recursive: true }));
+
+test('a file is there when it is complete, for its owner alone', async () => {
+  const path = join(folder, 'out');
+  writeFileSync(path, 'old', { mode: 0o644 });
+  const file = new NewFile(path);
+  writeSync(file.fd, 'new');
+  const [temporary] = readdirSync(folder).filter((name) => name !== 'out');
+  expect(statSync(join(folder, temporary)).mode & 0o7777).toBe(0o600);
+  expect(readFileSync(path, 'utf8')).toBe('old');
+  await file.commit();
+  expect(readFileSync(path, 'utf8')).toBe('new');
+  expect(statSync(path).mode & 0o7777).toBe(0o600);
+  file.discard();
+  expect(readdirSync(folder)).toEqual(['out']);
+  await expect(file.commit()).rejects.toThrow('the file has been given up');
+});
+
+test('a file that is given up leaves nothing, and what was there as it was', () => {
+  const path = join(folder, 'out');
+  writeFileSync(path, 'old');
+  const file = new NewFile(path);
+  writeSync(file.fd, 'new');
+  expect(readdirSync(folder)).toHaveLength(2);
+  file.discard();
+  file.discard();
+  expect(readdirSync(folder)).toEqual(['out']);
+  expect(readFileSync(path, 'utf8')).toBe('old');
+});
+
+test('a link stays, and what it leads to is replaced', async () => {
+  mkdirSync(join(folder, 'elsewhere'));
+  writeFileSync(join(folder, 'elsewhere/real'), 'old');
+  const link = join(folder, 'link');
+  symlinkSync('elsewhere/real', link);
+  const file = new NewFile(link);
+  writeSync(file.fd, 'new');
+  await file.commit();
+  expect(readlinkSync(link)).toBe('elsewhere/real');
+  expect(lstatSync(join(folder, 'elsewhere/real')).isFile()).toBe(true);
+  expect(readFileSync(link, 'utf8')).toBe('new');
+  expect(readdirSync(join(folder, 'elsewhere'))).toEqual(['real']);
+});
+
+test('what cannot be renamed to its place is removed by who gives up', async () => {
+  const path = join(folder, 'out');
+  const file = new NewFile(path);
+  mkdirSync(path);
+  await expect(file.commit()).rejects.toThrow(
+    new UserError(`'${path}' cannot be completed: EISDIR`),
+  );
+  file.discard();
+  expect(readdirSync(folder)).toEqual(['out']);
+});
+
+test('a folder that is not there is named', () => {
+  const path = join(folder, 'absent/out');
+  expect(() => new NewFile(path)).toThrow(
+    new UserError(`the folder '${join(folder, 'absent')}' of '${path}' does not exist; create it`),
+  );
+});
