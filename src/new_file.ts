@@ -9,6 +9,7 @@ import {
   constants,
   fsync,
   fsyncSync,
+  linkSync,
   openSync,
   realpathSync,
   renameSync,
@@ -49,14 +50,34 @@ export class NewFile {
 
   /** Syncs the file and gives it its name. @throws UserError where that fails */
   async commit(): Promise<void> {
+    await this.#commit(renameSync);
+  }
+
+  /**
+   * The same where nothing has the name yet.
+   * @returns false where something has it, which stays as it is
+   * @throws UserError where that fails
+   */
+  async commitAsNew(): Promise<boolean> {
+    try {
+      await this.#commit(linkSync);
+      return true;
+    } catch (error) {
+      if (error instanceof UserError && error.cause === 'EEXIST') return false;
+      throw error;
+    }
+  }
+
+  async #commit(rename: (from: string, to: string) => void): Promise<void> {
     if (this.#temporary === undefined) throw new Error('the file has been given up');
     try {
       await syncFile(this.fd);
-      renameSync(this.#temporary, this.#target);
-      this.#end();
+      rename(this.#temporary, this.#target);
+      this.discard();
       syncFolder(dirname(this.#target));
     } catch (error) {
-      throw new UserError(`'${this.#path}' cannot be completed: ${errorName(error)}`);
+      const cause = errorName(error);
+      throw new UserError(`'${this.#path}' cannot be completed: ${cause}`, { cause });
     }
   }
 

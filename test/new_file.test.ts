@@ -68,6 +68,27 @@ test('a link stays, and what it leads to is replaced', async () => {
   expect(readdirSync(join(folder, 'elsewhere'))).toEqual(['real']);
 });
 
+test('a file that must be new leaves what is there alone', async () => {
+  const path = join(folder, 'out');
+  const file = new NewFile(path);
+  writeSync(file.fd, 'new');
+  expect(await file.commitAsNew()).toBe(true);
+  expect(readFileSync(path, 'utf8')).toBe('new');
+  expect(statSync(path).mode & 0o7777).toBe(0o600);
+  expect(readdirSync(folder)).toEqual(['out']);
+
+  const late = new NewFile(path);
+  writeSync(late.fd, 'late');
+  expect(await late.commitAsNew()).toBe(false);
+  late.discard();
+  symlinkSync('nothing', join(folder, 'link'));
+  const linked = new NewFile(join(folder, 'link'));
+  expect(await linked.commitAsNew()).toBe(false);
+  linked.discard();
+  expect(readFileSync(path, 'utf8')).toBe('new');
+  expect(readdirSync(folder).sort()).toEqual(['link', 'out']);
+});
+
 test('what cannot be renamed to its place is removed by who gives up', async () => {
   const path = join(folder, 'out');
   const file = new NewFile(path);

@@ -119,6 +119,36 @@ export const commands: readonly CommandSpec[] = [
     load: () => import('./probe.ts'),
   },
   {
+    name: 'keys generate',
+    summary: 'Make the two keys of an encrypted disk',
+    programs: [],
+    options: [
+      { long: 'kek', short: 'k', value: 'FILE', summary: 'KEK file that wraps them' },
+      { long: 'json', summary: 'Print one JSON object instead of YAML' },
+    ],
+    examples: [
+      'ubiblk keys generate --kek vm7.kek >> vm7.yaml',
+      'ubiblk keys generate >> vm8.yaml',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/keys.md',
+    load: () => import('./keys_generate.ts'),
+  },
+  {
+    name: 'keys kek',
+    summary: "Make the key-encryption key that wraps a disk's keys",
+    programs: [],
+    options: [
+      { long: 'output', value: 'FILE', summary: 'Make this file instead of printing the KEK' },
+      { long: 'force', summary: 'Replace the file where it is there' },
+      { long: 'auth-data', value: 'TEXT', summary: 'Additional authenticated data (ubiblk)' },
+    ],
+    examples: ['ubiblk keys kek --output vm7.kek'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/keys.md',
+    load: () => import('./keys_kek.ts'),
+  },
+  {
     name: 'xts',
     summary: 'Decrypt or encrypt the sectors of a disk, from a file or stream to another',
     programs: [{ name: 'xts', displayName: 'xts' }],
