@@ -12,7 +12,9 @@ import {
   existsSync,
   linkSync,
   mkdirSync,
+  open,
   openSync,
+  read,
   readdirSync,
   readFileSync,
   readSync,
@@ -33,6 +35,9 @@ const MIB = 1024 * 1024;
 const keys = [0, 0x80].map((first) => Buffer.from(Array.from({ length: 32 }, (_, i) => first + i)));
 const encryptionKey = keys.map((key) => key.toString('base64'));
 const random = new Random(seed);
+const openFile = promisify(open);
+const readBytes = promisify(read);
+const writeBytes = promisify(write);
 
 type Action = 'encode' | 'decode';
 
@@ -57,6 +62,7 @@ function byNode(action: Action, bytes: Buffer, start = 0): Buffer {
   const done = spawnSync('node', ['-e', nodeScript, action, key, String(start)], {
     input: bytes,
     maxBuffer: bytes.length + MIB,
+    timeout: 60_000,
   });
   const head = done.stdout.indexOf('\n') + 1;
   if (done.status !== 0 || done.stdout.length !== head + bytes.length) {
@@ -450,20 +456,21 @@ test('an input that is cut off meanwhile is an error', async () => {
   const input = bed.file('in', Buffer.alloc(16 * MIB));
   const output = bed.fifo('output');
   const child = bed.spawn(bed.argv(input, output));
+  const report = () => child.report();
   // It waits with its first megabyte until someone reads more than a pipe holds.
-  const reader = openSync(output, constants.O_RDONLY);
+  const reader = await within(openFile(output, 'r'), 20_000, report);
   const chunk = Buffer.alloc(MIB);
-  expect(readSync(reader, chunk, 0, 1, null)).toBe(1);
+  const receive = async (length: number) =>
+    (await within(readBytes(reader, chunk, 0, length, null), 20_000, report)).bytesRead;
+  expect(await receive(1)).toBe(1);
   truncateSync(input, 0);
-  while (readSync(reader, chunk, 0, chunk.length, null) > 0);
+  while ((await receive(MIB)) > 0);
   closeSync(reader);
   expect(await child.exit(20_000)).toBe(1);
   expect(child.stderr.text).toBe(
     `[ERROR xts] '${input}' became shorter while it was read; see what else writes it\n`,
   );
 });
-
-const writeBytes = promisify(write);
 
 test.each([
   ['SIGINT', 130],
@@ -479,7 +486,8 @@ test.each([
   const writer = openSync(input, 'r+');
   const child = await bed.begun(() => bed.spawn(bed.argv('--action', 'encode', input, out)));
   // When this is done, at least a megabyte has been taken and the next one is waited for.
-  await writeBytes(writer, Buffer.alloc(2 * MIB + 100));
+  const taken = writeBytes(writer, Buffer.alloc(2 * MIB + 100));
+  await within(taken, 20_000, () => child.report());
   child.signal(signal);
   expect(await child.exit(20_000)).toBe(status);
   closeSync(writer);
