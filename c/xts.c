@@ -426,7 +426,7 @@ struct cursor {
     size_t at;
 };
 
-/* The next byte's address, and how many follow it in its part; NULL at the end. */
+/* The next byte's address, and how many follow it in its part; NULL where there is none. */
 static uint8_t *cursor_look(struct cursor *cursor, size_t *left)
 {
     while (cursor->parts > 0 && cursor->at == cursor->part->iov_len) {
@@ -476,6 +476,9 @@ static int run_parts(int encrypt, uint64_t handle, uint64_t first_sector, uint64
                      struct cursor cursor, uint8_t *memory)
 {
     struct call call;
+
+    if (memory == NULL)
+        return -EINVAL;
     int result = call_begin(&call, encrypt, handle, first_sector, sectors);
     if (result != 0)
         return result;

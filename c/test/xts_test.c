@@ -374,6 +374,8 @@ static void refuses_parts_that_hold_less(void)
     CHECK_EQUAL(ubiblk_xts_decrypt_parts(0, 0, 1, at, iov, 2, 0), -EINVAL);
     CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, UINT64_MAX, 2, iov, 2, 0, at), -EINVAL);
     CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, UINT64_MAX, 2, at, iov, 2, 0), -EINVAL);
+    CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 0, 1, iov, 2, 0, 0), -EINVAL);
+    CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 0, 1, 0, iov, 2, 0), -EINVAL);
     CHECK_EQUAL(ubiblk_xts_encrypt_parts(context, 0, 0, iov, 0, 0, at), 0);
     CHECK_EQUAL(ubiblk_xts_decrypt_parts(context, 0, 0, at, iov, 0, 0), 0);
     free_parts(&divided);
