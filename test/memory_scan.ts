@@ -2,7 +2,7 @@
  * A search through all of this process's own memory for bytes that should not be there. It is told of
  * them masked, so that it doesn't find itself.
  */
-import { openSync, readFileSync, readSync } from 'node:fs';
+import { openSync, readSync } from 'node:fs';
 
 /** Masked bytes in hexadecimal, by their names. */
 export type Needles = Record<string, string>;
@@ -28,13 +28,18 @@ interface Mapping {
 }
 
 /** The private mappings that hold anything of this process's own. */
-function mappings(): Mapping[] {
-  return readFileSync('/proc/self/smaps', 'utf8')
+function mappings(smaps: number): Mapping[] {
+  let text = '';
+  const chunk = Buffer.alloc(chunkBytes);
+  for (let got = -1; got !== 0; text += chunk.toString('latin1', 0, got)) {
+    got = readSync(smaps, chunk, 0, chunk.length, text.length);
+  }
+  return text
     .split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)
-    .filter((text) => /^\S+ r\S\Sp /.test(text) && !/^Anonymous: +0 kB/m.test(text))
-    .map((text) => {
-      const [start, end] = text.split(/[- ]/, 2).map((hex) => Number.parseInt(hex, 16));
-      const flags = /^VmFlags: (.*)$/m.exec(text)?.[1].split(' ') ?? [];
+    .filter((part) => /^\S+ r\S\Sp /.test(part) && !/^Anonymous: +0 kB/m.test(part))
+    .map((part) => {
+      const [start, end] = part.split(/[- ]/, 2).map((hex) => Number.parseInt(hex, 16));
+      const flags = /^VmFlags: (.*)$/m.exec(part)?.[1].split(' ') ?? [];
       return { start, end, inArena: flags.includes('dd') && flags.includes('dc') };
     });
 }
@@ -56,12 +61,11 @@ function* populated({ start, end }: Mapping, pagemap: number): Generator<[number
   }
 }
 
-function isAt(chunk: Uint8Array, at: number, masked: Uint8Array): boolean {
-  return masked.every((byte, index) => (chunk[at + index] ^ mask) === byte);
+function isAt(chunk: Uint8Array, at: number, maskedBytes: Uint8Array): boolean {
+  return maskedBytes.every((byte, index) => (chunk[at + index] ^ mask) === byte);
 }
 
-/** Bytes as the search wants them: without a copy in clear. */
-export function masked(bytes: Uint8Array): string {
+function masked(bytes: Uint8Array): string {
   return Buffer.from(bytes.map((byte) => byte ^ mask)).toString('hex');
 }
 
@@ -73,24 +77,36 @@ export function needlesFor(name: string, bytes: Uint8Array): Needles {
   };
 }
 
-/** Where the needles are, each finding once. */
-export function search(needles: Needles): Finding[] {
+/**
+ * Makes a search that tells where needles are. To be called early: a process that has secrets may not
+ * open its own memory any more, unless it is root's.
+ */
+export function openMemory(): (needles: Needles) => Finding[] {
+  const [memory, pagemap, smaps] = ['mem', 'pagemap', 'smaps'].map((name) =>
+    openSync(`/proc/self/${name}`, 'r'),
+  );
+  return (needles) => search({ memory, pagemap, smaps }, needles);
+}
+
+function search(
+  { memory, pagemap, smaps }: { memory: number; pagemap: number; smaps: number },
+  needles: Needles,
+): Finding[] {
   const findings: Finding[] = [];
   const wanted = Object.entries(needles).map(([needle, hex]) => {
-    const masked = Buffer.from(hex, 'hex');
-    return { needle, masked, prefix: masked.subarray(0, prefixBytes).map((byte) => byte ^ mask) };
+    const bytes = Buffer.from(hex, 'hex');
+    const prefix = bytes.subarray(0, prefixBytes).map((byte) => byte ^ mask);
+    return { needle, bytes, prefix };
   });
-  const memory = openSync('/proc/self/mem', 'r');
-  const pagemap = openSync('/proc/self/pagemap', 'r');
   const chunk = Buffer.alloc(chunkBytes);
-  for (const mapping of mappings()) {
+  for (const mapping of mappings(smaps)) {
     for (const [start, end] of populated(mapping, pagemap)) {
       for (let at = start; at < end; at += chunkBytes - overlapBytes) {
         const got = readSync(memory, chunk, 0, Math.min(chunkBytes, end - at), at);
-        for (const { needle, masked, prefix } of wanted) {
+        for (const { needle, bytes, prefix } of wanted) {
           let found = chunk.indexOf(prefix);
           for (; found >= 0; found = chunk.indexOf(prefix, found + 1)) {
-            if (isAt(chunk, found, masked)) {
+            if (isAt(chunk, found, bytes)) {
               findings.push({ needle, inArena: mapping.inArena });
             }
           }

@@ -4,7 +4,7 @@
  */
 import { loadDeviceConfig } from '../../src/config/load_device_config.ts';
 import { UserError } from '../../src/errors.ts';
-import { type Finding, type Needles, search } from '../memory_scan.ts';
+import { type Finding, type Needles, openMemory } from '../memory_scan.ts';
 
 export interface Order {
   file: string;
@@ -30,6 +30,7 @@ function load(file: string, kekFile: string | undefined) {
 
 if (import.meta.main) {
   const { file, kekFile, needles } = JSON.parse(process.argv[2]) as Order;
+  const search = openMemory();
   const result = load(file, kekFile);
   const loaded = search(needles);
   result?.wipeSecrets();

@@ -93,7 +93,7 @@ test('without a KEK values come out as they are', () => {
 
 test('a KEK file that others may read is warned of', () => {
   const warnings: string[] = [];
-  for (const mode of [0o600, 0o400, 0o640, 0o604]) {
+  for (const mode of [0o600, 0o640, 0o604, 0o400]) {
     loadKekFile(file('modes.yaml', kekText, mode), false, (line) => warnings.push(line));
   }
   const path = join(folder, 'modes.yaml');

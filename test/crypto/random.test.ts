@@ -16,7 +16,8 @@ test('new keys and the texts of them are in the memory for secrets alone, until 
   const script = `
     const { randomSecret } = await import('${root}/src/crypto/random.ts');
     const { secretText } = await import('${root}/src/commands/secret_text.ts');
-    const { needlesFor, search } = await import('${root}/test/memory_scan.ts');
+    const { needlesFor, openMemory } = await import('${root}/test/memory_scan.ts');
+    const search = openMemory();
     const secrets = [12, 32].map(randomSecret);
     const text = secretText(['key: ', secrets[0], ', ', secrets[1]]);
     const needles = {
