@@ -37,6 +37,16 @@ test('a byte order mark and CRLF line ends are no part of the values', () => {
   expect(loadDeviceConfig(path).config).toMatchObject({ path: 'd', socket: 's' });
 });
 
+test('a configuration may have many lines, but not any size', () => {
+  const line = '# a comment with a word such as abcdefghijklmnopqrstuvwxyz0123456789\n';
+  const long = `path: d\n${line.repeat(900)}socket: s\n`;
+  expect(loadDeviceConfig(file('long.yaml', long)).config.socket).toBe('s');
+  const path = file('longer.yaml', `path: d\n${line.repeat(1000)}`);
+  expect(() => loadDeviceConfig(path)).toThrow(
+    `cannot read the configuration file '${path}': it has 64 KiB or more`,
+  );
+});
+
 test('a pipe can be the configuration', async () => {
   const path = join(folder, 'pipe');
   Bun.spawnSync(['mkfifo', path]);
