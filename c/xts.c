@@ -39,8 +39,8 @@ enum engine {
 };
 
 /*
- * A tweak input is stored in one go: read at once from two stores, it would wait for both to reach the
- * cache, which takes as long as an eighth of a sector's encryption.
+ * A tweak input is stored in one go: read at once from two stores, it would wait for both to reach
+ * the cache, which takes as long as an eighth of a sector's encryption.
  */
 typedef uint64_t tweak_input __attribute__((vector_size(BLOCK_SIZE)));
 
@@ -230,9 +230,9 @@ static EVP_CIPHER_CTX *cipher_copy(const EVP_CIPHER_CTX *from, int *result)
 }
 
 /*
- * Setting the tweak input through EVP_CipherInit_ex takes as long as the encryption of a sector. Its
- * place in the context is told by a function that is deprecated and has no successor; whether it is
- * told truly shows what the context says of it.
+ * Setting the tweak input through EVP_CipherInit_ex takes as long as the encryption of a sector.
+ * Its place in the context is told by a function that is deprecated and has no successor; whether
+ * it is told truly shows what the context says of it.
  */
 static tweak_input *input_place(EVP_CIPHER_CTX *cipher)
 {
