@@ -39,18 +39,29 @@ async function finish(child: Child, deadlineMs: number): Promise<string> {
   }
 }
 
-/** Runs libblkio's benchmark against a server. @throws Error that names the server */
+/** A client had no answer from a server, or the server had ended. */
+export class ClientFailure extends Error {
+  constructor(
+    readonly server: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** Runs libblkio's benchmark against a server. @throws ClientFailure */
 export async function measure(server: RunningServer, row: Row, seconds: number): Promise<Sample> {
-  if (!server.child.running) throw new Error(`${server.name} has ended: ${server.child.report()}`);
+  const { name, child } = server;
+  if (!child.running) throw new ClientFailure(name, `${name} has ended: ${child.report()}`);
   const argv = [client('blkio-bench'), `--num-threads=${row.queues}`, `--iodepth=${row.depth}`];
   argv.push(`--readwrite=${row.access}`, `--blocksize=${row.blockBytes}`, `--runtime=${seconds}`);
   if (row.poll) argv.push('--poll');
-  const before = cpuTicks(server.child.pid);
+  const before = cpuTicks(child.pid);
   const load = new Child([...argv, 'virtio-blk-vhost-user', `path=${server.socket}`]);
   const text = await finish(load, seconds * 1000 + 20_000).catch((error) => {
-    throw new Error(`${server.name} under ${row.name}: ${(error as Error).message}`);
+    throw new ClientFailure(name, `${name} under ${row.name}: ${(error as Error).message}`);
   });
-  const ticks = cpuTicks(server.child.pid) - before;
+  const ticks = cpuTicks(child.pid) - before;
   const { kiops, mean_lat_us } = JSON.parse(text).aggregate;
   const iops = kiops * 1000;
   return { iops, latencyUs: mean_lat_us, cpuUs: (ticks * tickUs) / (iops * seconds) };
