@@ -78,7 +78,7 @@ export class BlockRequest {
   constructor(
     readonly index: number,
     readonly owner: RequestOwner,
-    readonly iovecs: IovecTable,
+    public iovecs: IovecTable,
   ) {}
 }
 

@@ -1,0 +1,398 @@
+/**
+ * The one that changes stripes' states. Queues ask it for stripes; it has them fetched, or lets a
+ * request that overwrites a whole stripe fill it, has the bits recorded, publishes them, and answers.
+ *
+ * A stripe becomes visible in this order: its data is written; the data is durable; its bits are
+ * durable; its shared state changes; whoever asked is answered.
+ */
+import { EIO } from '../../ffi/errno.ts';
+import { Fetcher, type FetchFailure, type FetchOptions } from './fetcher.ts';
+import type { Clock, MetadataStore, StripeBuffer, StripeSource, TargetDisk } from './interfaces.ts';
+import { type Change, Journal, type JournalOptions } from './journal.ts';
+import type { MetadataLayout } from './metadata_layout.ts';
+import {
+  CLAIMED,
+  FETCHED,
+  GRANTED,
+  HAS_SOURCE,
+  type QueueMessage,
+  type SharedStripes,
+  Want,
+  WRITTEN,
+} from './shared_state.ts';
+
+interface Asker {
+  queue: number;
+  want: Want;
+}
+
+/**
+ * - `fetch`: it waits for the source, or is under way
+ * - `claimed`: a request fills it
+ * - `commit`: its data is written; its bits are on their way
+ * - `record`: it is local; that it is written to is on its way
+ */
+type Phase = 'fetch' | 'claimed' | 'commit' | 'record';
+
+/** A stripe that something happens to. */
+interface Work {
+  phase: Phase;
+  /** Who is answered when it is local, or recorded. */
+  askers: Asker[];
+  /** Who would overwrite all of it, when the one that does so now fails. */
+  claims: Asker[];
+  /** Who overwrites it, or has done so and waits for the bits. */
+  holder: Asker | null;
+}
+
+export interface CoordinatorParts {
+  layout: MetadataLayout;
+  /** As they are in the metadata file; the coordinator's own from now on. */
+  headers: Uint8Array;
+  shared: SharedStripes;
+  /** Null where nothing is to be fetched. */
+  source: StripeSource | null;
+  target: TargetDisk;
+  store: MetadataStore;
+  clock: Clock;
+  /** For whole stripes, at least one where there is a source. */
+  buffers: StripeBuffer[];
+  /** Tells a queue that there are answers for it. */
+  wake: (queue: number) => void;
+  /** Is told of what fails, for the log. */
+  report: (message: string, error: Error | FetchFailure) => void;
+}
+
+export interface CoordinatorOptions extends FetchOptions {
+  trackWritten: boolean;
+  autofetch: boolean;
+  journal?: JournalOptions;
+}
+
+export interface StripeStatus {
+  total: number;
+  source: number;
+  fetched: number;
+  failing: FetchFailure[];
+  /** Stripes that wait for a fetch, and those under way. */
+  queued: number;
+  inFlight: number;
+  autofetch: boolean;
+  metadataFailing: boolean;
+}
+
+/** Stripes looked at in one go for one that is to be fetched. */
+const SCAN = 1 << 16;
+const BACKLOG_RETRY_MS = 1;
+
+export class Coordinator {
+  private readonly work = new Map<number, Work>();
+  private readonly journal: Journal;
+  private readonly fetcher: Fetcher | null;
+  private readonly states: Uint8Array;
+  /** Answers that a queue's ring had no room for. */
+  private readonly backlogs = new Map<number, { stripe: number; want: Want; result: number }[]>();
+  private readonly total: number;
+  private sourceStripes = 0;
+  private fetchedStripes = 0;
+  /** Stripes below need not be looked at by autofetch. */
+  private cursor = 0;
+  private scanning = false;
+  private sourceClosed = false;
+
+  constructor(
+    private readonly options: CoordinatorOptions,
+    private readonly parts: CoordinatorParts,
+  ) {
+    const { layout, headers, shared, store, target, clock, source, buffers } = parts;
+    this.states = shared.states;
+    this.total = layout.stripes;
+    this.states.set(headers.subarray(0, this.total));
+    for (let i = 0; i < this.total; i++) {
+      if (headers[i] & HAS_SOURCE) {
+        this.sourceStripes++;
+        if (headers[i] & FETCHED) this.fetchedStripes++;
+      }
+    }
+    const listener = {
+      published: (change: Change) => this.published(change),
+      dataFailed: (change: Change, error: Error) => this.dataFailed(change, error),
+      metadataFailed: (change: Change, error: Error) => this.metadataFailed(change, error),
+    };
+    this.journal = new Journal(layout, headers, store, target, clock, listener, options.journal);
+    this.fetcher = source
+      ? new Fetcher(
+          options,
+          source,
+          target,
+          clock,
+          buffers,
+          () => this.nextIdle(),
+          (stripe) => this.fetched(stripe),
+          (failure) => parts.report(`stripe ${failure.stripe} could not be fetched`, failure),
+        )
+      : null;
+    this.noteQuiet();
+  }
+
+  /** Begins what goes on by itself. */
+  start(): void {
+    if (this.fetcher && this.options.autofetch) this.fetcher.autofetch = true;
+    this.closeSourceIfDone();
+  }
+
+  /** A queue's message. */
+  receive(message: QueueMessage): void {
+    const { queue } = message;
+    this.flushBacklog(queue);
+    if (message.kind === 'ask') {
+      for (const { stripe, want } of message.asks) this.ask(stripe, { queue, want });
+    } else {
+      for (const stripe of message.stripes) this.claimDone(stripe, message.ok);
+    }
+  }
+
+  get status(): StripeStatus {
+    return {
+      total: this.total,
+      source: this.sourceStripes,
+      fetched: this.fetchedStripes,
+      failing: this.fetcher?.failing ?? [],
+      queued: this.fetcher?.queued ?? 0,
+      inFlight: this.fetcher?.inFlight ?? 0,
+      autofetch: this.fetcher?.autofetch ?? false,
+      metadataFailing: this.journal.failing,
+    };
+  }
+
+  /** Fetches no more, records what is there to record, gives up the source. */
+  async stop(): Promise<void> {
+    await this.fetcher?.end();
+    this.journal.hurry();
+    // What the metadata file refuses stays as it was: those stripes are fetched again next time.
+    while (!this.journal.idle && !this.journal.failing) await this.parts.clock.sleep(1);
+    await this.closeSource();
+  }
+
+  private ask(stripe: number, asker: Asker): void {
+    const work = this.work.get(stripe);
+    if (work) {
+      this.join(stripe, work, asker);
+    } else if (this.satisfied(stripe, asker.want)) {
+      this.answer(stripe, asker, GRANTED);
+    } else if (this.isLocal(stripe)) {
+      this.record(stripe, { phase: 'record', askers: [asker], claims: [], holder: null });
+    } else if (asker.want === Want.CLAIM) {
+      this.claim(stripe, { phase: 'claimed', askers: [], claims: [], holder: asker });
+    } else {
+      this.fetch(stripe, { phase: 'fetch', askers: [asker], claims: [], holder: null });
+    }
+  }
+
+  /** Somebody asks for a stripe that something happens to already. */
+  private join(stripe: number, work: Work, asker: Asker): void {
+    if (this.satisfied(stripe, asker.want)) {
+      this.answer(stripe, asker, GRANTED);
+      return;
+    }
+    if (asker.want === Want.CLAIM && work.phase === 'claimed') {
+      work.claims.push(asker);
+    } else if (
+      asker.want === Want.CLAIM &&
+      work.phase === 'fetch' &&
+      this.fetcher?.cancel(stripe)
+    ) {
+      work.holder = asker;
+      this.claim(stripe, work);
+    } else {
+      work.askers.push(asker);
+      if (work.phase === 'commit' || work.phase === 'record') this.journal.hurry();
+      if (work.phase === 'fetch') this.fetcher?.request(stripe);
+    }
+  }
+
+  private claim(stripe: number, work: Work): void {
+    work.phase = 'claimed';
+    this.work.set(stripe, work);
+    this.answer(stripe, work.holder as Asker, CLAIMED);
+  }
+
+  private fetch(stripe: number, work: Work): void {
+    work.phase = 'fetch';
+    this.work.set(stripe, work);
+    if (this.fetcher) this.fetcher.request(stripe);
+    else this.failAskers(stripe, work, -EIO);
+  }
+
+  private fetched(stripe: number): void {
+    let work = this.work.get(stripe);
+    if (!work) {
+      work = { phase: 'commit', askers: [], claims: [], holder: null };
+      this.work.set(stripe, work);
+    }
+    this.commit(stripe, work);
+  }
+
+  private commit(stripe: number, work: Work): void {
+    work.phase = 'commit';
+    const writes = work.holder !== null || work.askers.some(({ want }) => want !== Want.LOCAL);
+    const bits = FETCHED | (writes && this.options.trackWritten ? WRITTEN : 0);
+    const awaited = work.holder !== null || work.askers.length > 0;
+    this.journal.add({ stripe, bits, afterData: true }, awaited);
+  }
+
+  private record(stripe: number, work: Work): void {
+    work.phase = 'record';
+    this.work.set(stripe, work);
+    this.journal.add({ stripe, bits: WRITTEN, afterData: false }, true);
+  }
+
+  private claimDone(stripe: number, ok: boolean): void {
+    const work = this.work.get(stripe);
+    if (work?.phase !== 'claimed') throw new Error(`stripe ${stripe} was not claimed`);
+    if (ok) {
+      this.commit(stripe, work);
+      return;
+    }
+    work.holder = null;
+    this.claimFailed(stripe, work);
+  }
+
+  /** Whoever comes next may try. */
+  private claimFailed(stripe: number, work: Work): void {
+    const next = work.claims.shift();
+    if (next) {
+      work.holder = next;
+      this.claim(stripe, work);
+    } else if (work.askers.length > 0) {
+      this.fetch(stripe, work);
+    } else {
+      this.work.delete(stripe);
+    }
+  }
+
+  private published({ stripe, bits }: Change): void {
+    const before = this.states[stripe];
+    Atomics.store(this.states, stripe, before | bits);
+    if (bits & ~before & FETCHED && before & HAS_SOURCE) this.fetchedStripes++;
+    const work = this.work.get(stripe);
+    if (work) {
+      const asked = [...work.askers, ...work.claims];
+      if (work.holder) asked.unshift(work.holder);
+      this.work.delete(stripe);
+      for (const asker of asked) this.ask(stripe, asker);
+    }
+    this.noteQuiet();
+    this.closeSourceIfDone();
+  }
+
+  private dataFailed({ stripe }: Change, error: Error): void {
+    const work = this.work.get(stripe);
+    if (!work) return;
+    this.parts.report(`the data of stripe ${stripe} could not be made durable`, error);
+    if (work.holder) {
+      this.answer(stripe, work.holder, -EIO);
+      work.holder = null;
+      this.claimFailed(stripe, work);
+    } else {
+      work.phase = 'fetch';
+      this.fetcher?.again(stripe, error);
+    }
+  }
+
+  private metadataFailed({ stripe }: Change, error: Error): void {
+    const work = this.work.get(stripe);
+    if (!work || (work.askers.length === 0 && !work.holder)) return;
+    this.parts.report(`the state of stripe ${stripe} could not be recorded`, error);
+    if (work.holder) this.answer(stripe, work.holder, -EIO);
+    work.holder = null;
+    this.failAskers(stripe, work, -EIO);
+  }
+
+  private failAskers(stripe: number, work: Work, result: number): void {
+    const failed = [...work.askers, ...work.claims];
+    work.askers = [];
+    work.claims = [];
+    for (const asker of failed) this.answer(stripe, asker, result);
+    if (work.phase === 'fetch') this.work.delete(stripe);
+  }
+
+  private isLocal(stripe: number): boolean {
+    const state = this.states[stripe];
+    return (state & HAS_SOURCE) === 0 || (state & FETCHED) !== 0;
+  }
+
+  private satisfied(stripe: number, want: Want): boolean {
+    if (!this.isLocal(stripe)) return false;
+    if (want === Want.LOCAL || !this.options.trackWritten) return true;
+    return (this.states[stripe] & WRITTEN) !== 0;
+  }
+
+  private answer(stripe: number, { queue, want }: Asker, result: number): void {
+    const answer = { stripe, want, result };
+    const backlog = this.backlogs.get(queue);
+    if (backlog) backlog.push(answer);
+    else if (!this.parts.shared.put(queue, answer)) this.delay(queue, answer);
+    this.parts.wake(queue);
+  }
+
+  private delay(queue: number, answer: { stripe: number; want: Want; result: number }): void {
+    this.backlogs.set(queue, [answer]);
+    const later = async () => {
+      while (this.backlogs.has(queue)) {
+        await this.parts.clock.sleep(BACKLOG_RETRY_MS);
+        this.flushBacklog(queue);
+      }
+    };
+    later();
+  }
+
+  private flushBacklog(queue: number): void {
+    const backlog = this.backlogs.get(queue);
+    if (!backlog) return;
+    let done = 0;
+    while (done < backlog.length && this.parts.shared.put(queue, backlog[done])) done++;
+    backlog.splice(0, done);
+    if (backlog.length === 0) this.backlogs.delete(queue);
+    if (done > 0) this.parts.wake(queue);
+  }
+
+  /** The next stripe for autofetch, which takes it at once; -1 where there is none now. */
+  private nextIdle(): number {
+    const end = Math.min(this.cursor + SCAN, this.total);
+    while (this.cursor < end) {
+      const stripe = this.cursor++;
+      if (!this.isLocal(stripe) && !this.work.has(stripe)) {
+        this.work.set(stripe, { phase: 'fetch', askers: [], claims: [], holder: null });
+        return stripe;
+      }
+    }
+    if (this.cursor < this.total) this.scanLater();
+    return -1;
+  }
+
+  private scanLater(): void {
+    if (this.scanning) return;
+    this.scanning = true;
+    this.parts.clock.sleep(0).then(() => {
+      this.scanning = false;
+      this.fetcher?.pump();
+    });
+  }
+
+  private noteQuiet(): void {
+    const { shared } = this.parts;
+    if (!this.options.trackWritten && this.fetchedStripes === this.sourceStripes)
+      shared.quiet = true;
+  }
+
+  private closeSourceIfDone(): void {
+    if (this.fetchedStripes === this.sourceStripes) this.closeSource().catch(() => {});
+  }
+
+  private async closeSource(): Promise<void> {
+    if (this.sourceClosed) return;
+    this.sourceClosed = true;
+    await this.parts.source?.close();
+  }
+}

@@ -1,0 +1,212 @@
+/**
+ * Copies stripes from the source to the disk: those that somebody waits for first, then, if asked for,
+ * all others in the order of the disk. What fails is tried again, later and later, for as long as the
+ * process lives.
+ */
+import type { Clock, StripeBuffer, StripeSource, TargetDisk } from './interfaces.ts';
+
+export interface FetchOptions {
+  stripeBytes: number;
+  diskBytes: number;
+  /** Bytes a second for stripes that nobody waits for; 0: no limit. */
+  autofetchBytesPerSecond: number;
+}
+
+export interface FetchFailure {
+  stripe: number;
+  attempts: number;
+  message: string;
+}
+
+const FIRST_DELAY_MS = 100;
+const LAST_DELAY_MS = 30_000;
+/** Buffers that stripes nobody waits for leave to those that somebody does. */
+const RESERVED = (buffers: number) => (buffers > 2 ? Math.ceil(buffers / 4) : buffers > 1 ? 1 : 0);
+
+export class Fetcher {
+  /** Stripes that somebody waits for, in order. */
+  private readonly demand = new Set<number>();
+  private readonly running = new Set<number>();
+  private readonly failures = new Map<number, { attempts: number; message: string }>();
+  /** Failed stripes that wait for their next try. */
+  private readonly resting = new Set<number>();
+  private readonly free: StripeBuffer[];
+  private readonly buffers: number;
+  private readonly stop = new AbortController();
+  private settled = Promise.withResolvers<void>();
+  private autofetching = false;
+  /** When the next stripe that nobody waits for may be begun, in the clock's milliseconds. */
+  private autofetchAt = 0;
+  private autofetchTimer = false;
+  private autofetchFailures = 0;
+
+  /**
+   * @param buffers each for a whole stripe
+   * @param nextIdle the next stripe from its own order that nobody waits for; -1 where there is none now
+   * @param fetched is told of each stripe whose data is written, and not yet durable
+   */
+  constructor(
+    private readonly options: FetchOptions,
+    private readonly source: StripeSource,
+    private readonly target: TargetDisk,
+    private readonly clock: Clock,
+    buffers: StripeBuffer[],
+    private readonly nextIdle: () => number,
+    private readonly fetched: (stripe: number) => void,
+    private readonly failed: (failure: FetchFailure) => void,
+  ) {
+    this.free = [...buffers];
+    this.buffers = buffers.length;
+  }
+
+  /** Stripes that wait for their turn or their next try, and those under way. */
+  get queued(): number {
+    return this.demand.size + this.resting.size;
+  }
+
+  get inFlight(): number {
+    return this.running.size;
+  }
+
+  /** What fails at the moment, and why. */
+  get failing(): FetchFailure[] {
+    return [...this.failures].map(([stripe, failure]) => ({ stripe, ...failure }));
+  }
+
+  isRunning(stripe: number): boolean {
+    return this.running.has(stripe);
+  }
+
+  /** Somebody waits for a stripe. */
+  request(stripe: number): void {
+    if (this.running.has(stripe) || this.resting.has(stripe)) return;
+    this.demand.add(stripe);
+    this.pump();
+  }
+
+  /** Nobody needs a stripe any more that has not been begun; false where it is under way. */
+  cancel(stripe: number): boolean {
+    if (this.running.has(stripe)) return false;
+    this.demand.delete(stripe);
+    this.resting.delete(stripe);
+    this.failures.delete(stripe);
+    return true;
+  }
+
+  /** A stripe that was fetched is to be fetched once more, because what was written may be lost. */
+  again(stripe: number, error: Error): void {
+    this.rest(stripe, error);
+  }
+
+  set autofetch(on: boolean) {
+    this.autofetching = on;
+    if (on) this.pump();
+  }
+
+  get autofetch(): boolean {
+    return this.autofetching;
+  }
+
+  /** Tries at once what has failed. */
+  retryNow(): void {
+    for (const stripe of this.resting) this.demand.add(stripe);
+    this.resting.clear();
+    this.autofetchAt = 0;
+    this.pump();
+  }
+
+  /** Begins nothing more; resolves when nothing is under way. */
+  async end(): Promise<void> {
+    this.stop.abort();
+    this.settled = Promise.withResolvers();
+    if (this.running.size > 0) await this.settled.promise;
+  }
+
+  /** Begins what can be begun. */
+  pump(): void {
+    while (!this.stop.signal.aborted && this.free.length > 0) {
+      const stripe = this.next();
+      if (stripe < 0) return;
+      this.demand.delete(stripe);
+      this.running.add(stripe);
+      this.fetch(stripe, this.free.pop() as StripeBuffer);
+    }
+  }
+
+  private next(): number {
+    for (const stripe of this.demand) return stripe;
+    if (!this.autofetching || this.free.length <= RESERVED(this.buffers)) return -1;
+    const wait = this.autofetchAt - this.clock.now();
+    if (wait > 0) {
+      this.wakeLater(wait);
+      return -1;
+    }
+    const stripe = this.nextIdle();
+    const { autofetchBytesPerSecond, stripeBytes } = this.options;
+    if (stripe >= 0 && autofetchBytesPerSecond > 0) {
+      const from = Math.max(this.autofetchAt, this.clock.now() - 1000);
+      this.autofetchAt = from + (stripeBytes / autofetchBytesPerSecond) * 1000;
+    }
+    return stripe;
+  }
+
+  private wakeLater(ms: number): void {
+    if (this.autofetchTimer) return;
+    this.autofetchTimer = true;
+    this.clock.sleep(ms, this.stop.signal).then(() => {
+      this.autofetchTimer = false;
+      this.pump();
+    });
+  }
+
+  private async fetch(stripe: number, buffer: StripeBuffer): Promise<void> {
+    const { stripeBytes, diskBytes } = this.options;
+    const offset = stripe * stripeBytes;
+    const length = Math.min(stripeBytes, diskBytes - offset);
+    const part = { address: buffer.address, bytes: buffer.bytes.subarray(0, length) };
+    let failure: Error | null = null;
+    try {
+      if (await this.source.read(stripe, part, this.stop.signal)) {
+        await this.target.write(offset, part);
+      } else {
+        await this.target.zero(offset, length);
+      }
+    } catch (error) {
+      failure = error as Error;
+    }
+    this.free.push(buffer);
+    this.running.delete(stripe);
+    if (this.running.size === 0) this.settled.resolve();
+    if (this.stop.signal.aborted) return;
+    if (failure) {
+      this.rest(stripe, failure);
+    } else {
+      this.failures.delete(stripe);
+      this.autofetchFailures = 0;
+      this.fetched(stripe);
+    }
+    this.pump();
+  }
+
+  private rest(stripe: number, error: Error): void {
+    const attempts = (this.failures.get(stripe)?.attempts ?? 0) + 1;
+    const failure = { attempts, message: error.message };
+    this.failures.set(stripe, failure);
+    this.failed({ stripe, ...failure });
+    this.resting.add(stripe);
+    // A source that is away is not asked for one stripe after the other that nobody waits for.
+    this.autofetchAt = Math.max(
+      this.autofetchAt,
+      this.clock.now() + delayMs(++this.autofetchFailures),
+    );
+    this.clock.sleep(delayMs(attempts), this.stop.signal).then(() => {
+      if (!this.resting.delete(stripe)) return;
+      this.demand.add(stripe);
+      this.pump();
+    });
+  }
+}
+
+function delayMs(attempts: number): number {
+  return Math.min(FIRST_DELAY_MS * 2 ** Math.min(attempts - 1, 20), LAST_DELAY_MS);
+}

@@ -1,0 +1,54 @@
+/**
+ * What the stripe coordinator works with: a source, the disk, the metadata file, a clock. All of it runs
+ * on the main thread; each has a real implementation and one in the simulation.
+ */
+
+/** Where stripes come from. Its bytes are plain; stripes that it doesn't have are not asked for. */
+export interface StripeSource {
+  /** In words, for messages and status: `raw (path: P, size: N bytes)`. */
+  readonly description: string;
+  /** Bytes; the last stripe may be partial. */
+  readonly sizeBytes: number;
+  /** Whether it holds anything for a stripe. */
+  has(stripe: number): boolean;
+  /**
+   * Fills a buffer with a stripe's bytes, and with zeroes behind the source's end.
+   * @param buffer as long as the part of the stripe that is on the disk
+   * @returns false where all of it is zeroes, and then the buffer isn't touched
+   * @throws Error where it can't be read now; it is tried again later
+   */
+  read(stripe: number, buffer: StripeBuffer, signal: AbortSignal): Promise<boolean>;
+  /** Gives up connections and files; nothing is asked for afterwards. */
+  close(): Promise<void>;
+}
+
+/** Page-aligned native memory, and a window over it. */
+export interface StripeBuffer {
+  readonly address: number;
+  readonly bytes: Uint8Array;
+}
+
+/** The disk's data, plain, in bytes from its start; what is below may encrypt. */
+export interface TargetDisk {
+  /** @throws Error with a `code` (`EIO`, `ENOSPC`) */
+  write(offset: number, data: StripeBuffer): Promise<void>;
+  /** Makes a range read as zeroes. */
+  zero(offset: number, length: number): Promise<void>;
+  /** Everything written before the call is on stable storage when it resolves. */
+  sync(): Promise<void>;
+}
+
+/** The metadata file, plain, in bytes from its start. */
+export interface MetadataStore {
+  /** Writes are whole units of this many bytes, at multiples of it. */
+  readonly unitBytes: number;
+  write(offset: number, data: Uint8Array): Promise<void>;
+  sync(): Promise<void>;
+}
+
+export interface Clock {
+  /** Milliseconds. */
+  now(): number;
+  /** Resolves after so many milliseconds, or at once when the signal is aborted. */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>;
+}

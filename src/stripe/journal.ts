@@ -1,0 +1,180 @@
+/**
+ * Brings bits of stripes to the metadata file, in groups: one sync of the data that they speak of, one
+ * write of each part of the file that changes, one sync of it, and only then are they told as published.
+ * While one group is on its way the next one gathers.
+ */
+import type { Clock, MetadataStore, TargetDisk } from './interfaces.ts';
+import type { MetadataLayout } from './metadata_layout.ts';
+
+/** Bits to set for a stripe. */
+export interface Change {
+  stripe: number;
+  bits: number;
+  /** The bits speak of data that was written to the disk and must be durable before them. */
+  afterData: boolean;
+}
+
+export interface JournalListener {
+  /** The bits are durable. */
+  published(change: Change): void;
+  /** The data may be lost: the change is forgotten. */
+  dataFailed(change: Change, error: Error): void;
+  /** The bits could not be written for a while. They are tried on; whoever waits should not. */
+  metadataFailed(change: Change, error: Error): void;
+}
+
+export interface JournalOptions {
+  /** What nobody waits for is brought out when it is this old, in milliseconds. */
+  patienceMs: number;
+  /** Or when there are so many. */
+  patienceChanges: number;
+  /** Failures of the metadata file in a row before {@link JournalListener.metadataFailed}. */
+  attempts: number;
+}
+
+export const defaultJournalOptions: JournalOptions = {
+  patienceMs: 200,
+  patienceChanges: 64,
+  attempts: 5,
+};
+
+const FIRST_DELAY_MS = 50;
+const LAST_DELAY_MS = 5000;
+/** Parts of the file that are next to each other are written together up to this size. */
+const MAX_WRITE_BYTES = 1 << 20;
+
+export class Journal {
+  private pending: Change[] = [];
+  /** In the headers, and not yet known to be durable. */
+  private written: Change[] = [];
+  /** Units of the file, by number, that differ from the headers. */
+  private readonly dirty = new Set<number>();
+  private urgent = false;
+  private running = false;
+  private timer: AbortController | null = null;
+  private failures = 0;
+
+  /**
+   * @param headers one byte for each stripe, as they are in the file; changed here alone
+   */
+  constructor(
+    private readonly layout: MetadataLayout,
+    private readonly headers: Uint8Array,
+    private readonly store: MetadataStore,
+    private readonly target: Pick<TargetDisk, 'sync'>,
+    private readonly clock: Clock,
+    private readonly listener: JournalListener,
+    private readonly options: JournalOptions = defaultJournalOptions,
+  ) {}
+
+  /** @param urgent somebody waits for it */
+  add(change: Change, urgent: boolean): void {
+    this.pending.push(change);
+    if (urgent || this.pending.length >= this.options.patienceChanges) this.hurry();
+    else this.waitPatiently();
+  }
+
+  /** Brings out at once what is pending. */
+  hurry(): void {
+    this.urgent = true;
+    this.timer?.abort();
+    if (!this.running && this.pending.length + this.written.length > 0) this.run();
+  }
+
+  /** Whether everything that was added is published or forgotten. */
+  get idle(): boolean {
+    return !this.running && this.pending.length === 0 && this.written.length === 0;
+  }
+
+  /** Metadata could not be written at the last try. */
+  get failing(): boolean {
+    return this.failures > 0;
+  }
+
+  private waitPatiently(): void {
+    if (this.timer || this.running) return;
+    const timer = new AbortController();
+    this.timer = timer;
+    this.clock.sleep(this.options.patienceMs, timer.signal).then(() => {
+      if (this.timer === timer) this.timer = null;
+      if (!timer.signal.aborted) this.hurry();
+    });
+  }
+
+  private async run(): Promise<void> {
+    this.running = true;
+    this.timer = null;
+    while (this.urgent || this.written.length > 0) {
+      this.urgent = false;
+      const group = this.pending;
+      this.pending = [];
+      await this.bringOut(await this.withDurableData(group));
+      if (this.pending.length >= this.options.patienceChanges) this.urgent = true;
+    }
+    this.running = false;
+    if (this.pending.length > 0) this.waitPatiently();
+  }
+
+  /** The changes whose data is durable. */
+  private async withDurableData(group: Change[]): Promise<Change[]> {
+    if (!group.some(({ afterData }) => afterData)) return group;
+    try {
+      await this.target.sync();
+      return group;
+    } catch (error) {
+      for (const change of group) {
+        if (change.afterData) this.listener.dataFailed(change, error as Error);
+      }
+      return group.filter(({ afterData }) => !afterData);
+    }
+  }
+
+  private async bringOut(group: Change[]): Promise<void> {
+    const { unitBytes } = this.store;
+    for (const { stripe, bits } of group) {
+      this.headers[stripe] |= bits;
+      this.dirty.add(Math.floor(this.layout.sectorOffset(stripe) / unitBytes));
+    }
+    this.written.push(...group);
+    if (this.written.length === 0) return;
+    try {
+      // After a failed sync nobody knows what of the last writes is durable: `dirty` has them still.
+      await this.writeDirty();
+      await this.store.sync();
+    } catch (error) {
+      await this.failed(error as Error);
+      return;
+    }
+    this.failures = 0;
+    this.dirty.clear();
+    const published = this.written;
+    this.written = [];
+    for (const change of published) this.listener.published(change);
+  }
+
+  private async failed(error: Error): Promise<void> {
+    this.failures++;
+    if (this.failures >= this.options.attempts) {
+      for (const change of this.written) this.listener.metadataFailed(change, error);
+    }
+    const delay = FIRST_DELAY_MS * 2 ** Math.min(this.failures - 1, 20);
+    await this.clock.sleep(Math.min(delay, LAST_DELAY_MS));
+    // What came meanwhile goes along.
+    this.urgent = true;
+  }
+
+  private async writeDirty(): Promise<void> {
+    const { unitBytes } = this.store;
+    const units = [...this.dirty].sort((a, b) => a - b);
+    for (let i = 0; i < units.length; ) {
+      const first = units[i];
+      let count = 1;
+      while (units[i + count] === first + count && (count + 1) * unitBytes <= MAX_WRITE_BYTES)
+        count++;
+      const bytes = new Uint8Array(count * unitBytes);
+      this.layout.encode(this.headers, first * unitBytes, bytes);
+      await this.store.write(first * unitBytes, bytes);
+      i += count;
+    }
+  }
+}

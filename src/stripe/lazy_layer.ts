@@ -1,0 +1,241 @@
+/**
+ * The top of a lazy disk's stack, on a queue's thread: passes requests whose stripes are local, asks main
+ * for the others' stripes, and parks those requests until all of their stripes are answered for. Parked
+ * requests hold up nobody.
+ *
+ * A request that overwrites a whole stripe that isn't local doesn't need what is there: it asks for a
+ * claim, fills the stripe, and is answered when main has made that durable.
+ */
+import {
+  type BlockDevice,
+  BlockRequest,
+  DISCARD,
+  FLUSH,
+  READ,
+  type RequestOwner,
+  type RequestTable,
+  WRITE_ZEROES,
+} from '../device/request.ts';
+import {
+  type Answer,
+  CLAIMED,
+  FETCHED,
+  HAS_SOURCE,
+  type QueueMessage,
+  type SharedStripes,
+  Want,
+  WRITTEN,
+} from './shared_state.ts';
+
+export interface LazyOptions {
+  queue: number;
+  stripeBytes: number;
+  diskBytes: number;
+  trackWritten: boolean;
+  /** Bytes of the image that unfetched stripes may be read from; 0: none. */
+  imageBytes: number;
+}
+
+/** A request that waits for main. */
+class Parked {
+  /** Stripes that are its own to fill. */
+  readonly claims: number[] = [];
+  /** Answers that are still to come. */
+  missing = 0;
+  /** The first error among them. */
+  result = 0;
+  /** It has been carried out, and waits for its claims to be recorded. */
+  filled = false;
+
+  constructor(readonly request: BlockRequest) {}
+}
+
+/** Carries out a request that holds claims, so that its end is told to us first. */
+class Filling extends BlockRequest {
+  parked: Parked | null = null;
+}
+
+export class LazyLayer implements BlockDevice, RequestOwner {
+  /** Who waits for a stripe to be local, and for its write to be recorded. */
+  private readonly waiting = [new Map<number, Parked[]>(), new Map<number, Parked[]>()];
+  /** Who wants to fill a stripe, in the order in which main was asked; the first may be doing it. */
+  private readonly claiming = new Map<number, Parked[]>();
+  private readonly fillings: Filling[] = [];
+  private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
+  private readonly states: Uint8Array;
+  private parkedCount = 0;
+
+  /**
+   * @param base the disk's own data
+   * @param image plain data of unfetched stripes for reads that don't make them local, or null
+   * @param post sends a message to main
+   */
+  constructor(
+    private readonly base: BlockDevice,
+    private readonly image: BlockDevice | null,
+    private readonly shared: SharedStripes,
+    private readonly requests: RequestTable,
+    private readonly options: LazyOptions,
+    private readonly post: (message: QueueMessage) => void,
+  ) {
+    this.states = shared.states;
+  }
+
+  get inFlight(): number {
+    return this.base.inFlight + (this.image?.inFlight ?? 0) + this.parkedCount;
+  }
+
+  submit(request: BlockRequest): void {
+    if (request.op === FLUSH || this.shared.quiet) {
+      this.base.submit(request);
+      return;
+    }
+    const { stripeBytes, imageBytes } = this.options;
+    const first = Math.floor(request.offset / stripeBytes);
+    const end = request.offset + request.length;
+    const last = Math.floor((end - 1) / stripeBytes);
+    const read = request.op === READ;
+    let stripe = first;
+    while (stripe <= last && this.isReady(stripe, read)) stripe++;
+    if (stripe > last) this.base.submit(request);
+    else if (read && first === last && this.image && end <= imageBytes) this.image.submit(request);
+    else this.park(request, first, last);
+  }
+
+  /** Takes main's answers; to be called whenever the queue is awake. */
+  receive(): void {
+    const { answer, shared } = this;
+    while (shared.take(this.options.queue, answer)) {
+      const { stripe, want, result } = answer;
+      if (want === Want.CLAIM) this.claimAnswered(stripe, result);
+      else this.waitAnswered(stripe, want, result);
+    }
+  }
+
+  /** A request with claims has been carried out. */
+  completed(request: BlockRequest): void {
+    const filling = request as Filling;
+    const parked = filling.parked as Parked;
+    filling.parked = null;
+    this.fillings.push(filling);
+    if (filling.result !== 0) {
+      this.finish(parked, filling.result);
+      return;
+    }
+    parked.filled = true;
+    parked.missing = parked.claims.length;
+    const stripes = parked.claims.slice();
+    this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: true });
+  }
+
+  private isReady(stripe: number, read: boolean): boolean {
+    const state = Atomics.load(this.states, stripe);
+    if ((state & (HAS_SOURCE | FETCHED)) === HAS_SOURCE) return false;
+    return read || !this.options.trackWritten || (state & WRITTEN) !== 0;
+  }
+
+  private park(request: BlockRequest, first: number, last: number): void {
+    const parked = new Parked(request);
+    const asks: { stripe: number; want: Want }[] = [];
+    for (let stripe = first; stripe <= last; stripe++) {
+      if (this.isReady(stripe, request.op === READ)) continue;
+      parked.missing++;
+      const want = this.wantOf(request, stripe);
+      const list = want === Want.CLAIM ? this.claiming : this.waiting[want];
+      const others = list.get(stripe);
+      if (others) others.push(parked);
+      else list.set(stripe, [parked]);
+      // One question is enough for all that wait for the same.
+      if (!others || want === Want.CLAIM) asks.push({ stripe, want });
+    }
+    this.parkedCount++;
+    if (asks.length > 0) this.post({ kind: 'ask', queue: this.options.queue, asks });
+  }
+
+  private wantOf(request: BlockRequest, stripe: number): Want {
+    if (request.op === READ) return Want.LOCAL;
+    const { stripeBytes, diskBytes } = this.options;
+    const start = stripe * stripeBytes;
+    const end = Math.min(start + stripeBytes, diskBytes);
+    const whole = request.offset <= start && request.offset + request.length >= end;
+    if (whole && !this.isReady(stripe, true)) return Want.CLAIM;
+    return Want.WRITTEN;
+  }
+
+  private waitAnswered(stripe: number, want: Want, result: number): void {
+    const list = this.waiting[want];
+    const waiters = list.get(stripe);
+    if (!waiters) return;
+    list.delete(stripe);
+    for (const parked of waiters) this.answered(parked, result);
+  }
+
+  private claimAnswered(stripe: number, result: number): void {
+    const claimers = this.claiming.get(stripe);
+    const parked = claimers?.[0];
+    if (!parked) return;
+    if (result === CLAIMED) {
+      parked.claims.push(stripe);
+      this.answered(parked, 0);
+    } else {
+      this.leaveClaim(stripe);
+      this.answered(parked, result);
+    }
+  }
+
+  private leaveClaim(stripe: number): void {
+    const claimers = this.claiming.get(stripe);
+    claimers?.shift();
+    if (claimers?.length === 0) this.claiming.delete(stripe);
+  }
+
+  private answered(parked: Parked, result: number): void {
+    if (result < 0) parked.result = result;
+    if (--parked.missing > 0) return;
+    if (parked.filled) {
+      parked.claims.length = 0;
+      this.finish(parked, parked.result);
+    } else if (parked.result !== 0) {
+      this.finish(parked, parked.result);
+    } else if (parked.claims.length === 0) {
+      this.parkedCount--;
+      this.base.submit(parked.request);
+    } else {
+      this.fill(parked);
+    }
+  }
+
+  private fill(parked: Parked): void {
+    const { request } = parked;
+    const filling =
+      this.fillings.pop() ??
+      this.requests.add(new Filling(this.requests.nextIndex, this, request.iovecs));
+    filling.parked = parked;
+    filling.iovecs = request.iovecs;
+    // A claimed stripe reads as zeroes after a discard, not as what was there before.
+    filling.op = request.op === DISCARD ? WRITE_ZEROES : request.op;
+    filling.unmap = request.unmap || request.op === DISCARD;
+    filling.offset = request.offset;
+    filling.length = request.length;
+    filling.segments = request.segments;
+    filling.address = request.address;
+    filling.iovec = request.iovec;
+    filling.buffer = request.buffer;
+    filling.addressBits = request.addressBits;
+    filling.lengthBits = request.lengthBits;
+    filling.durable = request.durable;
+    this.base.submit(filling);
+  }
+
+  /** Gives up what claims are left, and tells the request's owner. */
+  private finish(parked: Parked, result: number): void {
+    const stripes = parked.claims.splice(0);
+    if (stripes.length > 0) {
+      for (const stripe of stripes) this.leaveClaim(stripe);
+      this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: false });
+    }
+    this.parkedCount--;
+    parked.request.result = result;
+    parked.request.owner.completed(parked.request);
+  }
+}
