@@ -210,6 +210,13 @@ int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
     return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;
 }
 
+/* Where the next byte that isn't in a hole is, from offset on; -ENXIO where there is none. */
+int64_t ubiblk_file_next_data(int fd, uint64_t offset)
+{
+    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
+    return data < 0 ? -errno : data;
+}
+
 int ubiblk_fdatasync(int fd)
 {
     return fdatasync(fd) < 0 ? -errno : 0;

@@ -61,6 +61,7 @@ UBIBLK_API int64_t ubiblk_pread(int fd, uint64_t buf, uint64_t length, uint64_t 
 UBIBLK_API int64_t ubiblk_pread_cached(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+UBIBLK_API int64_t ubiblk_file_next_data(int fd, uint64_t offset);
 UBIBLK_API int ubiblk_fdatasync(int fd);
 
 /* memory.c */

@@ -53,6 +53,7 @@ const SYMBOLS = {
   ubiblk_pread_cached: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_pwrite: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_fallocate: { args: ['i32', 'i32', 'u64', 'u64'], returns: 'i32' },
+  ubiblk_file_next_data: { args: ['i32', 'u64'], returns: FFIType.i64_fast },
   ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },
   ubiblk_memory_map: { args: ['u64'], returns: FFIType.i64_fast },
   ubiblk_memory_unmap: { args: ['u64', 'u64'], returns: 'i32' },

@@ -21,6 +21,8 @@ export interface DiskOptions {
   directIo: boolean;
   /** O_DSYNC: every write is durable before it completes. */
   writeThrough: boolean;
+  /** Never to be written, and to be shared with other readers. */
+  readOnly?: boolean;
   /** See DiskFacts; the disk that is opened takes it over. */
   xts?: number;
 }
@@ -176,7 +178,7 @@ function openFile(options: DiskOptions, log: Log): Opened {
     throw new UserError(`'${path}' is neither a regular file nor a block device`);
   }
   // root may write anything: a file without any write permission is meant to be read-only.
-  let readOnly = (stat.mode & 0o222) === 0;
+  let readOnly = options.readOnly || (stat.mode & 0o222) === 0;
   // On a block device O_EXCL refuses one that is mounted or otherwise in use.
   const exclusive = stat.isBlockDevice() ? constants.O_EXCL : 0;
   const sync = options.writeThrough ? constants.O_DSYNC : 0;
@@ -185,7 +187,7 @@ function openFile(options: DiskOptions, log: Log): Opened {
     const access = readOnly ? constants.O_RDONLY : constants.O_RDWR | exclusive;
     try {
       const fd = openSync(path, access | sync | direct);
-      if (readOnly) log.info(`'${path}' is read-only, and so is the disk`);
+      if (readOnly && !options.readOnly) log.info(`'${path}' is read-only, and so is the disk`);
       return { fd, direct: direct !== 0, readOnly };
     } catch (error) {
       const code = codeOf(error);

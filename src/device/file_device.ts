@@ -90,12 +90,14 @@ export class FileDevice implements BlockDevice, RingHandler {
   /**
    * @param engine where I/O goes; its registered files are DATA_FILE and BUFFERED_FILE
    * @param requests the queue's requests, to find the one that a completion is of
+   * @param firstFile added to the files' numbers
    */
   constructor(
     private readonly engine: FileEngine,
     private readonly facts: DiskFacts,
     private readonly requests: RequestTable,
     private readonly onFailure: FailureSink,
+    private readonly firstFile = 0,
   ) {
     this.handler = engine.addHandler(this);
     this.canPunch = facts.canPunch;
@@ -229,14 +231,14 @@ export class FileDevice implements BlockDevice, RingHandler {
   /** The file that takes a request's offset and length: not every one suits direct I/O. */
   private fileFor(request: BlockRequest): number {
     const mask = this.facts.directOffsetAlign - 1;
-    if (mask <= 511) return DATA_FILE;
-    return ((request.offset | request.length) & mask) === 0 ? DATA_FILE : BUFFERED_FILE;
+    const suits = mask <= 511 || ((request.offset | request.length) & mask) === 0;
+    return this.firstFile + (suits ? DATA_FILE : BUFFERED_FILE);
   }
 
   private sync(request: BlockRequest): void {
     request.stage = STAGE_SYNC;
     if (this.facts.writeThrough || this.facts.readOnly) this.finish(request, 0);
-    else this.engine.fdatasync(DATA_FILE, this.handler, request.index);
+    else this.engine.fdatasync(this.firstFile + DATA_FILE, this.handler, request.index);
   }
 
   /** Zeroes a range: by deallocating it where that is asked for or may be, else by writing zeroes. */
@@ -254,7 +256,7 @@ export class FileDevice implements BlockDevice, RingHandler {
 
   private allocate(request: BlockRequest, mode: number): void {
     this.engine.fallocate(
-      DATA_FILE,
+      this.firstFile + DATA_FILE,
       mode,
       request.offset,
       request.length,
@@ -271,7 +273,7 @@ export class FileDevice implements BlockDevice, RingHandler {
       this.zero(request);
     } else if (result === 0 && (request.durable || this.facts.writeThrough)) {
       request.stage = STAGE_SYNC;
-      this.engine.fdatasync(DATA_FILE, this.handler, request.index);
+      this.engine.fdatasync(this.firstFile + DATA_FILE, this.handler, request.index);
     } else {
       this.finish(request, result);
     }
@@ -322,7 +324,7 @@ export class FileDevice implements BlockDevice, RingHandler {
     if (request.stage === STAGE_TRANSFER) this.transfer(request);
     else if (request.stage === STAGE_FILL) this.fill(request);
     else if (request.stage === STAGE_ALLOCATE) this.zero(request);
-    else this.engine.fdatasync(DATA_FILE, this.handler, request.index);
+    else this.engine.fdatasync(this.firstFile + DATA_FILE, this.handler, request.index);
     return true;
   }
 
