@@ -28,6 +28,7 @@ import {
 /** Registered files of a queue: the data file, and the same file without O_DIRECT. */
 export const DATA_FILE = 0;
 export const BUFFERED_FILE = 1;
+export const FILES_PER_DISK = 2;
 
 /** What does the I/O: a `Ring`, or the synchronous engine with the same shape. */
 export interface FileEngine {

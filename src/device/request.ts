@@ -34,6 +34,8 @@ export interface BlockDevice {
   submit(request: BlockRequest): void;
   /** Requests submitted whose completion is still to come from outside; 0: no memory is touched. */
   readonly inFlight: number;
+  /** Takes in what other threads have told; called whenever the queue's thread is awake. */
+  receive?(): void;
 }
 
 /**

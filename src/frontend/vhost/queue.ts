@@ -79,6 +79,8 @@ export class VhostQueue implements RequestOwner {
   private slow = false;
   /** A ring without a kick descriptor: its driver expects to be polled. */
   private mustPoll = false;
+  /** Other threads have a say in the device. */
+  private readonly listens: boolean;
 
   /**
    * @param device the top of the queue's own device stack
@@ -96,6 +98,7 @@ export class VhostQueue implements RequestOwner {
     private readonly log: Log,
     private readonly registrar: MemoryRegistrar | null,
   ) {
+    this.listens = device.receive !== undefined;
     this.pool = new RequestPool(this, requests);
     this.lostMemory = new Uint32Array(windowOver(shim.ubiblk_memory_lost_counter() as number, 4));
   }
@@ -136,6 +139,7 @@ export class VhostQueue implements RequestOwner {
     if (this.hasLostMemory()) {
       throw new VirtqueueError('the frontend took away memory that it had given the guest');
     }
+    if (this.listens) this.device.receive?.();
     const taken = this.take(queue);
     this.waiter.progress();
     if (this.answeredCount > 0) this.publish(queue);
@@ -313,6 +317,7 @@ export class VhostQueue implements RequestOwner {
     if (this.answeredCount > 0) this.publish(ring.queue);
     while (this.failed ? this.device.inFlight > 0 : this.open > 0) {
       this.waiter.sleep();
+      this.device.receive?.();
       if (this.answeredCount > 0) this.publish(ring.queue);
     }
     this.waiter.unwatch();

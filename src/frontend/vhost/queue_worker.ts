@@ -6,15 +6,17 @@ import { BounceLayer } from '../../device/bounce.ts';
 import { CryptLayer } from '../../device/crypt.ts';
 import type { DiskFacts } from '../../device/disk.ts';
 import { failureLog } from '../../device/failure_log.ts';
-import { FileDevice, type FileEngine } from '../../device/file_device.ts';
+import { FILES_PER_DISK, FileDevice, type FileEngine } from '../../device/file_device.ts';
 import { NullDevice } from '../../device/null_device.ts';
 import { PageCacheEngine } from '../../device/page_cache_engine.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
+import { LazyLayer } from '../../stripe/lazy_layer.ts';
+import { type QueueMessage, SharedStripes } from '../../stripe/shared_state.ts';
 import { VhostQueue } from './queue.ts';
 import { QueueLink, SharedState } from './queue_link.ts';
-import type { QueueStart, WorkerAnswer } from './server.ts';
+import type { LazyStart, QueueStart, WorkerAnswer } from './server.ts';
 import { EpollWaiter, RingWaiter, type Waiter } from './waiter.ts';
 
 declare const self: Worker;
@@ -57,7 +59,9 @@ function build(start: QueueStart): VhostQueue {
   shim.ubiblk_name_thread(Buffer.from(`queue ${queue}\0`));
   pin(options.cpus?.[queue], log);
   const requests = new RequestTable();
+  const image = start.lazy?.image;
   const fds = [facts.fd, facts.bufferedFd];
+  if (image) fds.push(image.fd, image.bufferedFd);
   let waiter: Waiter;
   let engine: FileEngine;
   let registrar: Ring | null = null;
@@ -79,7 +83,8 @@ function build(start: QueueStart): VhostQueue {
   }
   // Of buffered I/O the kernel copies anyway. With a cipher it is our own buffers that are used.
   if (!facts.direct) registrar = null;
-  const device = stack(facts, engine, requests, registrar, log);
+  let device = stack(facts, engine, requests, registrar, log);
+  if (start.lazy) device = lazy(device, start.lazy, queue, engine, requests, log);
   return new VhostQueue(
     device,
     facts,
@@ -104,6 +109,26 @@ function stack(
   const file = new FileDevice(engine, facts, requests, failureLog(log));
   if (facts.xts !== 0) return new CryptLayer(file, facts.xts, requests, registrar);
   return facts.direct ? new BounceLayer(file, facts, requests) : file;
+}
+
+/** A disk whose stripes come from elsewhere, or whose writes are recorded. */
+function lazy(
+  base: BlockDevice,
+  start: LazyStart,
+  queue: number,
+  engine: FileEngine,
+  requests: RequestTable,
+  log: Log,
+): BlockDevice {
+  const { image, stripes, queues, options } = start;
+  let imageDevice: BlockDevice | null = null;
+  if (image) {
+    const file = new FileDevice(engine, image, requests, failureLog(log), FILES_PER_DISK);
+    imageDevice = image.direct ? new BounceLayer(file, image, requests) : file;
+  }
+  const shared = new SharedStripes(start.shared, stripes, queues);
+  const post = (message: QueueMessage) => answer({ kind: 'stripes', message });
+  return new LazyLayer(base, imageDevice, shared, requests, { ...options, queue }, post);
 }
 
 function pin(cpu: number | undefined, log: Log): void {

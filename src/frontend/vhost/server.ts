@@ -15,6 +15,8 @@ import { openLibrary, shim } from '../../../ffi/library.ts';
 import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
 import { UserError } from '../../errors.ts';
 import type { Log, LogSettings } from '../../log.ts';
+import type { LazyOptions } from '../../stripe/lazy_layer.ts';
+import type { QueueMessage } from '../../stripe/shared_state.ts';
 import { workerUrl } from '../../worker_url.ts';
 import { linkBytes, SharedState } from './queue_link.ts';
 
@@ -46,6 +48,26 @@ export interface WorkerStart {
 export interface QueueStart extends WorkerStart {
   queue: number;
   wakeFd: number;
+  lazy: LazyStart | null;
+}
+
+/** What queues need to know of a lazy disk; plain data. */
+export interface LazyStart {
+  /** Of `SharedStripes`. */
+  shared: SharedArrayBuffer;
+  stripes: number;
+  queues: number;
+  /** The image that unfetched stripes may be read from. */
+  image: DiskFacts | null;
+  options: Omit<LazyOptions, 'queue'>;
+}
+
+/** The main thread's part of a lazy disk. */
+export interface LazyMaster {
+  readonly start: LazyStart;
+  /** Called once, before any queue runs. @param wake tells a queue that it has answers */
+  connect(wake: (queue: number) => void): void;
+  receive(message: QueueMessage): void;
 }
 
 export interface ControlStart extends WorkerStart {
@@ -58,6 +80,7 @@ export interface ControlStart extends WorkerStart {
 export type WorkerAnswer =
   | { kind: 'ready' }
   | { kind: 'ended' }
+  | { kind: 'stripes'; message: QueueMessage }
   | { kind: 'refused'; message: string; user: boolean };
 
 const SOCKET_MODE = 0o660;
@@ -97,6 +120,7 @@ export async function startVhostServer(
   disk: Disk,
   options: VhostOptions,
   log: Log,
+  lazy: LazyMaster | null = null,
 ): Promise<VhostServer> {
   const libraryFd = openLibrary();
   const shared = new SharedArrayBuffer(linkBytes(options.numQueues));
@@ -110,10 +134,12 @@ export async function startVhostServer(
     for (let queue = 0; queue < options.numQueues; queue++) {
       const wakeFd = eventFd();
       wakeFds.push(wakeFd);
-      const thread = new Thread(new Worker(queueWorker, { smol: true }));
-      await thread.start({ ...start, queue, wakeFd } satisfies QueueStart);
+      const thread = new Thread(new Worker(queueWorker, { smol: true }), lazy);
+      const queueStart = { ...start, queue, wakeFd, lazy: lazy?.start ?? null };
+      await thread.start(queueStart satisfies QueueStart);
       threads.push(thread);
     }
+    lazy?.connect((queue) => shim.ubiblk_eventfd_signal(wakeFds[queue]));
     const stopFd = eventFd();
     const control = new Thread(new Worker(controlWorker));
     await control.start({ ...start, wakeFds, listenFd, stopFd } satisfies ControlStart);
@@ -136,7 +162,10 @@ class Thread {
   readonly failed: Promise<Error>;
   private readonly ready = Promise.withResolvers<void>();
 
-  constructor(private readonly worker: Worker) {
+  constructor(
+    private readonly worker: Worker,
+    lazy: LazyMaster | null = null,
+  ) {
     const ended = Promise.withResolvers<void>();
     const failed = Promise.withResolvers<Error>();
     this.ended = ended.promise;
@@ -145,6 +174,7 @@ class Thread {
       const answer = event.data;
       if (answer.kind === 'ready') this.ready.resolve();
       else if (answer.kind === 'ended') ended.resolve();
+      else if (answer.kind === 'stripes') lazy?.receive(answer.message);
       else {
         const { message, user } = answer;
         this.ready.reject(user ? new UserError(message) : new Error(message));
