@@ -23,6 +23,12 @@ export interface DiskOptions {
   writeThrough: boolean;
   /** Never to be written, and to be shared with other readers. */
   readOnly?: boolean;
+  /** How long a process that holds its lock is waited for, in milliseconds; null: it isn't locked. */
+  lockWaitMs?: number | null;
+  /** Any size will do, also none. */
+  anySize?: boolean;
+  /** What the user can do where the file is missing or empty: the end of a sentence. */
+  remedy?: string;
   /** See DiskFacts; the disk that is opened takes it over. */
   xts?: number;
 }
@@ -117,26 +123,32 @@ export function openNullDisk(sizeBytes: number): Disk {
 }
 
 /**
- * Opens and locks a disk's data file; waits up to 10 s for a server that is still dying.
+ * Opens and locks a disk's data file, or another one that is used like it; waits up to 10 s for a
+ * server that is still dying.
  * @throws UserError where the file is missing, of a wrong kind or size, or in use
  */
 export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
   openLibrary();
-  const { path, xts = 0 } = options;
+  const { path, xts = 0, lockWaitMs = LOCK_WAIT_MS } = options;
   const { fd, direct, readOnly } = openFile(options, log);
+  const lock = async (descriptor: number, start: number, length: number) => {
+    if (lockWaitMs === null) return;
+    const range = { fd: descriptor, start, length, shared: readOnly };
+    await lockRange(range, path, lockWaitMs, log);
+  };
   let bufferedFd = -1;
   try {
     const words = factsOf(fd, path);
     const sizeBytes = Number(new BigUint64Array(words.buffer, 0, 1)[0]);
-    checkSize(path, sizeBytes);
-    await lock(fd, path, 0, LOCK_SPLIT, readOnly, log);
+    if (!options.anySize) checkSize(options, sizeBytes);
+    await lock(fd, 0, LOCK_SPLIT);
     const probe = shim.ubiblk_file_probe_zeroing;
     if (!readOnly) probe(fd, words);
     const at = (i: number) => words[i] as number;
     const offsetAlign = direct ? at(8) : 1;
     if (offsetAlign > 512) {
       bufferedFd = reopenBuffered(fd, readOnly, options.writeThrough);
-      await lock(bufferedFd, path, LOCK_SPLIT, 1, readOnly, log);
+      await lock(bufferedFd, LOCK_SPLIT, 1);
     }
     return new Disk(path, {
       fd,
@@ -171,9 +183,9 @@ interface Opened {
 }
 
 function openFile(options: DiskOptions, log: Log): Opened {
-  const { path } = options;
+  const { path, remedy = "create the disk's data file first" } = options;
   const stat = statSync(path, { throwIfNoEntry: false });
-  if (!stat) throw new UserError(`'${path}' does not exist; create the disk's data file first`);
+  if (!stat) throw new UserError(`'${path}' does not exist; ${remedy}`);
   if (!stat.isFile() && !stat.isBlockDevice()) {
     throw new UserError(`'${path}' is neither a regular file nor a block device`);
   }
@@ -215,9 +227,10 @@ function factsOf(fd: number, path: string): Uint32Array {
   return words;
 }
 
-function checkSize(path: string, sizeBytes: number): void {
+function checkSize({ path, remedy }: DiskOptions, sizeBytes: number): void {
   if (sizeBytes === 0) {
-    throw new UserError(`'${path}' is empty; give it the disk's size (truncate -s SIZE)`);
+    const what = remedy ?? "give it the disk's size (truncate -s SIZE)";
+    throw new UserError(`'${path}' is empty; ${what}`);
   }
   if (sizeBytes % 512 !== 0) {
     throw new UserError(
@@ -232,16 +245,21 @@ function reopenBuffered(fd: number, readOnly: boolean, writeThrough: boolean): n
   return openSync(`/proc/self/fd/${fd}`, access | (writeThrough ? constants.O_DSYNC : 0));
 }
 
-/** Locks a range of the file for this process alone, or together with other readers. */
-async function lock(
-  fd: number,
+interface LockRange {
+  fd: number;
+  start: number;
+  length: number;
+  /** With other readers; else for this process alone. */
+  shared: boolean;
+}
+
+async function lockRange(
+  { fd, start, length, shared }: LockRange,
   path: string,
-  start: number,
-  length: number,
-  shared: boolean,
+  waitMs: number,
   log: Log,
 ): Promise<void> {
-  const deadline = Date.now() + LOCK_WAIT_MS;
+  const deadline = Date.now() + waitMs;
   let told = false;
   for (let retryMs = 1; ; retryMs = Math.min(retryMs * 2, LOCK_RETRY_MS)) {
     const result = shim.ubiblk_file_lock(fd, start, length, shared ? 0 : 1);
