@@ -3,8 +3,11 @@ import * as fs from 'node:fs';
 import { EAGAIN, EINTR } from '../../ffi/errno.ts';
 import type { DiskFacts } from '../device/disk.ts';
 
+/** What of an open file reads and writes need. */
+export type FileFacts = Pick<DiskFacts, 'fd' | 'bufferedFd' | 'directOffsetAlign'>;
+
 /** The descriptor for a range: not every one suits direct I/O. */
-export function descriptorFor(facts: DiskFacts, offset: number, length: number): number {
+export function descriptorFor(facts: FileFacts, offset: number, length: number): number {
   const mask = facts.directOffsetAlign - 1;
   if (facts.bufferedFd < 0 || ((offset | length) & mask) === 0) return facts.fd;
   return facts.bufferedFd;
@@ -15,7 +18,7 @@ export function descriptorFor(facts: DiskFacts, offset: number, length: number):
  * @returns how many bytes there were: fewer at the end of the file
  * @throws Error with a `code`
  */
-export async function readAt(facts: DiskFacts, bytes: Uint8Array, offset: number): Promise<number> {
+export async function readAt(facts: FileFacts, bytes: Uint8Array, offset: number): Promise<number> {
   let done = 0;
   while (done < bytes.length) {
     const rest = bytes.subarray(done);
@@ -28,7 +31,7 @@ export async function readAt(facts: DiskFacts, bytes: Uint8Array, offset: number
 }
 
 /** Writes all of `bytes`. @throws Error with a `code` */
-export async function writeAt(facts: DiskFacts, bytes: Uint8Array, offset: number): Promise<void> {
+export async function writeAt(facts: FileFacts, bytes: Uint8Array, offset: number): Promise<void> {
   let done = 0;
   while (done < bytes.length) {
     const rest = bytes.subarray(done);
