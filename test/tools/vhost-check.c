@@ -19,8 +19,10 @@
 //     timeout=S    seconds to wait for an answer                        (30)
 //     zero=1       a discarded range must read as zeroes                (0: content not checked)
 //     state=FILE   keep there what every sector must hold, so that a later run, also one after
-//                  this process was killed, can tell. The part starts as zeroes when FILE is new.
-//                  With ops=0: only compare
+//                  this process was killed, can tell. The part starts as zeroes (or image=) when
+//                  FILE is new. With ops=0: only compare
+//     image=FILE   what the device holds at the start, with zeroes behind the end of FILE; without
+//                  an older state= nothing is read before the first request
 //     progress=1   print the number of answers ten times a second
 //
 // Prints one line of counts. Exit status: 0 all as expected, 1 a wrong byte, a failed request or
@@ -61,6 +63,7 @@ static uint64_t rng_state;
 static unsigned char *copy;  // what the device must hold
 static unsigned char *known; // per sector: 1 when copy[] must match
 static struct sector_state *state;
+static const unsigned char *image; // what the part holds that was never written to, or NULL
 
 static uint64_t next_random(uint64_t *s)
 {
@@ -109,6 +112,10 @@ static double seconds_since(const struct timespec *from)
 static void sector_content(uint64_t sector, uint32_t value, unsigned char *to)
 {
     uint64_t word[SECTOR / 8] = {0};
+    if (value == ZEROES && image) {
+        memcpy(to, image + sector * SECTOR, SECTOR);
+        return;
+    }
     if (!(value & ZEROES)) {
         word[0] = sector;
         word[1] = value;
@@ -126,7 +133,26 @@ static bool holds(uint64_t sector, uint32_t value, const unsigned char *got)
     return !memcmp(want, got, SECTOR);
 }
 
-static void open_state(const char *path, uint64_t sectors)
+static void open_image(const char *path, uint64_t offset, uint64_t span)
+{
+    unsigned char *bytes = calloc(1, span);
+    int fd = open(path, O_RDONLY);
+    if (!bytes || fd < 0)
+        die(path, -errno);
+    for (uint64_t at = 0; at < span;) {
+        ssize_t n = pread(fd, bytes + at, span - at, (off_t)(offset + at));
+        if (n < 0)
+            die(path, -errno);
+        if (n == 0)
+            break;
+        at += (uint64_t)n;
+    }
+    close(fd);
+    image = bytes;
+}
+
+// Whether the file is new.
+static bool open_state(const char *path, uint64_t sectors)
 {
     int fd = open(path, O_RDWR | O_CREAT, 0600);
     struct stat st;
@@ -140,6 +166,7 @@ static void open_state(const char *path, uint64_t sectors)
     if (!st.st_size)
         for (uint64_t i = 0; i < sectors; i++)
             state[i] = (struct sector_state){ZEROES, ZEROES};
+    return !st.st_size;
 }
 
 // Settles what a run that was killed left open.
@@ -331,12 +358,18 @@ int main(int argc, char **argv)
     known = malloc(span / SECTOR);
     if (!copy || !known)
         die("copy", -ENOMEM);
+    const char *image_path = text("image", NULL);
+    if (image_path)
+        open_image(image_path, offset, span);
+    bool fresh = true;
     if (state_path)
-        open_state(state_path, span / SECTOR);
+        fresh = open_state(state_path, span / SECTOR);
 
     // What the device holds at the start is the reference for bytes not written yet.
     unsigned char *scratch = (unsigned char *)region.addr + depth * max;
-    for (uint64_t at = 0; at < span; at += max) {
+    if (image && fresh)
+        memcpy(copy, image, span);
+    for (uint64_t at = 0; at < span && !(image && fresh); at += max) {
         uint64_t n = span - at < max ? span - at : max;
         read_now(b, offset + at, scratch, n, "first");
         memcpy(copy + at, scratch, n);
