@@ -5,7 +5,9 @@ import { socketPathProblem } from '../config/socket_path.ts';
 import { secretsAreLocked } from '../crypto/secret.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
+import { RequestBoard } from '../device/request_board.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
+import { largestRing } from '../frontend/vhost/protocol.ts';
 import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts';
 import type { Log } from '../log.ts';
 import type { Arguments } from './arguments.ts';
@@ -181,7 +183,8 @@ function vhostOptions(config: DeviceConfig, socketPath: string): VhostOptions {
 /** Serves until a signal; false where a thread has died and others may still use the disk. */
 async function serve(disk: Disk, options: VhostOptions, log: Log): Promise<boolean> {
   const stopped = stopSignal(log);
-  const server = await startVhostServer(disk, options, log);
+  const board = new RequestBoard(options.numQueues, largestRing(options.queueSize));
+  const server = await startVhostServer(disk, options, board, log);
   const failure = await Promise.race([stopped, server.failed]);
   if (failure !== undefined) {
     log.error(failure.message);

@@ -76,7 +76,7 @@ export class QueueBoard {
 /** The whole board, for the main thread. */
 export class RequestBoard {
   readonly shared: SharedArrayBuffer;
-  private readonly queues: QueueBoard[];
+  readonly queues: readonly QueueBoard[];
 
   constructor(
     queues: number,

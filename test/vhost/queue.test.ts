@@ -305,3 +305,44 @@ test('an error of our own stops the ring, never its stop; what was open is answe
     { inflight: true },
   );
 });
+
+test('the board shows the requests that are with the disk, and nothing else', () => {
+  run(function* (b) {
+    b.offer(3, IN, 8, 2048);
+    b.offer(1, OUT, 3, 512);
+    b.offer(2, GET_ID, 0, 32);
+    b.offer(4, 4, 0, 0);
+    b.offer(0, IN, 1 << 30, 512);
+    yield;
+    expect(b.board.list()).toEqual([['write', 3, 1], ['read', 8, 4], ['flush']]);
+    b.device.finish(0, EIO);
+    yield;
+    expect(b.board.list()).toEqual([['write', 3, 1], ['flush']]);
+    // A ring that stops waits for its requests, which are shown until then.
+    b.stop();
+    yield;
+    expect(b.board.list().length).toBe(2);
+    while (b.device.open.length > 0) b.device.finish(0);
+    yield;
+    expect(b.board.list()).toEqual([]);
+  });
+});
+
+test('of a request of several ranges the board shows the one in hand', () => {
+  run(function* (b) {
+    b.prepare(0, OUT, 0, 32);
+    b.guest.header(b.dataOf(0) - 0x200, 13, 0);
+    const ranges = b.guest.memory.view(b.dataOf(0), 32);
+    [0, 8, 16, 24].forEach((value, i) => {
+      ranges.setUint32([0, 8, 16, 24][i], value, true);
+    });
+    for (const at of [4, 12, 20, 28]) ranges.setUint32(at, 0, true);
+    b.guest.driver.add(0);
+    b.guest.driver.publish();
+    yield;
+    expect(b.board.list()).toEqual([['write zeroes', 0, 8]]);
+    b.device.finish(0);
+    yield;
+    expect(b.board.list()).toEqual([['write zeroes', 16, 24]]);
+  });
+});

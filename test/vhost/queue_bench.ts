@@ -4,6 +4,7 @@
  */
 import { shim } from '../../ffi/library.ts';
 import { RequestTable } from '../../src/device/request.ts';
+import { type QueueBoard, RequestBoard } from '../../src/device/request_board.ts';
 import { inflightBytes } from '../../src/frontend/vhost/inflight.ts';
 import { VhostQueue } from '../../src/frontend/vhost/queue.ts';
 import {
@@ -63,10 +64,13 @@ export class QueueBench {
   spinResult = 0;
   device: RecordingDevice;
   shared!: SharedState;
+  /** What the queue shows of its requests in flight. */
+  readonly board: QueueBoard;
   private link!: QueueLink;
 
   constructor(private readonly options: BenchOptions = {}) {
     const { size = 16 } = options;
+    this.board = new RequestBoard(1, size).queues[0];
     this.guest = new FakeGuest({
       ...options,
       regions: [
@@ -97,6 +101,7 @@ export class QueueBench {
       new RequestTable(),
       this.link,
       this.shared,
+      this.board,
       { deviceId: 'disk-7', pollTimeoutUs: this.options.pollTimeoutUs ?? 0 },
       new RecordingLog(this.logged),
       null,

@@ -9,6 +9,7 @@ import { BlockConfig, featureNames, offeredFeatures } from './block_config.ts';
 import {
   FLAG_VERSION_MASK,
   HEADER_BYTES,
+  largestRing,
   MAX_PAYLOAD,
   ProtocolError,
   requestName,
@@ -22,8 +23,6 @@ declare const self: Worker;
 
 /** A frontend that stops in the middle of a message is given up after this. */
 const MESSAGE_TIMEOUT_MS = 10_000;
-/** QEMU's limit for rings; smaller values of queue_size don't keep its default out. */
-const RING_SIZE_ALWAYS_SERVED = 1024;
 
 const READY_STOP = 1;
 const READY_CONNECTION = 2;
@@ -158,7 +157,7 @@ class Control {
       {
         features: this.features,
         numQueues,
-        queueSize: Math.max(queueSize, RING_SIZE_ALWAYS_SERVED),
+        queueSize: largestRing(queueSize),
       },
       this.config,
       this.queues,

@@ -58,6 +58,14 @@ export const VRING_F_LOG = 1;
 export const MAX_TABLE_REGIONS = 32;
 export const MAX_MEMORY_SLOTS = 509;
 
+/** QEMU's limit for rings; smaller values of queue_size don't keep its default out. */
+const RING_SIZE_ALWAYS_SERVED = 1024;
+
+/** The largest ring that is served with a configured `queue_size`. */
+export function largestRing(queueSize: number): number {
+  return Math.max(queueSize, RING_SIZE_ALWAYS_SERVED);
+}
+
 /** The frontend broke the protocol: its connection is closed, nothing else happens. */
 export class ProtocolError extends Error {}
 

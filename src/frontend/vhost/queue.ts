@@ -13,6 +13,7 @@ import type {
   RequestOwner,
   RequestTable,
 } from '../../device/request.ts';
+import type { QueueBoard } from '../../device/request_board.ts';
 import type { Log } from '../../log.ts';
 import {
   MALFORMED,
@@ -94,6 +95,7 @@ export class VhostQueue implements RequestOwner {
     requests: RequestTable,
     private readonly link: QueueLink,
     private readonly shared: SharedState,
+    private readonly board: QueueBoard,
     private readonly options: QueueOptions,
     private readonly log: Log,
     private readonly registrar: MemoryRegistrar | null,
@@ -128,6 +130,7 @@ export class VhostQueue implements RequestOwner {
     const done = request as VhostRequest;
     const ring = this.ring as RunningRing;
     if (done.result === 0 && done.ranges > 0 && ring.reader.nextRange(done)) {
+      this.board.show(done.head, done);
       this.device.submit(done);
       return;
     }
@@ -170,6 +173,7 @@ export class VhostQueue implements RequestOwner {
     const parsed = ring.reader.read(head, request);
     if (parsed === PARSED) {
       request.durable = !this.shared.writeback;
+      this.board.show(head, request);
       this.device.submit(request);
     } else if (parsed === MALFORMED) {
       this.giveBack(ring, request, 0);
@@ -186,6 +190,7 @@ export class VhostQueue implements RequestOwner {
   private giveBack(ring: RunningRing, request: VhostRequest, lengthBytes: number): void {
     request.busy = false;
     this.open--;
+    this.board.wipe(request.head);
     ring.queue.push(request.head, lengthBytes);
     if (ring.inflight) {
       ring.inflight.finishing(request.head);
@@ -275,6 +280,7 @@ export class VhostQueue implements RequestOwner {
     if (this.failed) this.forget();
     this.setCall(start.callFd);
     this.pool.reserve(start.size);
+    this.board.reset(start.size);
     if (this.answered.length < start.size) this.answered = new Uint16Array(start.size);
     const memory = new GuestMemory(this.shared.regions);
     const registered = this.registrar ? memory.register(this.registrar) : 0;
@@ -321,6 +327,7 @@ export class VhostQueue implements RequestOwner {
       if (this.answeredCount > 0) this.publish(ring.queue);
     }
     this.waiter.unwatch();
+    this.board.reset(0);
     ring.reader.close();
     if (ring.registered > 0) this.registrar?.unregisterMemory();
     this.log.debug('the ring is stopped', { heapBytes: heapSize() });

@@ -10,10 +10,12 @@ import { FILES_PER_DISK, FileDevice, type FileEngine } from '../../device/file_d
 import { NullDevice } from '../../device/null_device.ts';
 import { PageCacheEngine } from '../../device/page_cache_engine.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
+import { QueueBoard } from '../../device/request_board.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
 import { LazyLayer } from '../../stripe/lazy_layer.ts';
 import { type QueueMessage, SharedStripes } from '../../stripe/shared_state.ts';
+import { largestRing } from './protocol.ts';
 import { VhostQueue } from './queue.ts';
 import { QueueLink, SharedState } from './queue_link.ts';
 import type { LazyStart, QueueStart, WorkerAnswer } from './server.ts';
@@ -92,6 +94,7 @@ function build(start: QueueStart): VhostQueue {
     requests,
     new QueueLink(start.shared, queue),
     new SharedState(start.shared),
+    new QueueBoard(start.board, queue, largestRing(options.queueSize)),
     { deviceId: options.deviceId, pollTimeoutUs: options.pollQueueTimeoutUs },
     log,
     facts.xts === 0 ? registrar : null,

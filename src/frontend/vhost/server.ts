@@ -13,6 +13,7 @@ import {
 } from '../../../ffi/errno.ts';
 import { openLibrary, shim } from '../../../ffi/library.ts';
 import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
+import type { RequestBoard } from '../../device/request_board.ts';
 import { UserError } from '../../errors.ts';
 import type { Log, LogSettings } from '../../log.ts';
 import type { LazyOptions } from '../../stripe/lazy_layer.ts';
@@ -48,6 +49,8 @@ export interface WorkerStart {
 export interface QueueStart extends WorkerStart {
   queue: number;
   wakeFd: number;
+  /** Of a `RequestBoard` of `largestRing` places. */
+  board: SharedArrayBuffer;
   lazy: LazyStart | null;
 }
 
@@ -114,11 +117,13 @@ export class VhostServer {
 
 /**
  * Starts the threads and listens; resolves when a frontend can connect.
+ * @param board shows the requests of all queues, as many of each as its ring has places
  * @throws UserError where the socket or the kernel doesn't allow it
  */
 export async function startVhostServer(
   disk: Disk,
   options: VhostOptions,
+  board: RequestBoard,
   log: Log,
   lazy: LazyMaster | null = null,
 ): Promise<VhostServer> {
@@ -135,8 +140,8 @@ export async function startVhostServer(
       const wakeFd = eventFd();
       wakeFds.push(wakeFd);
       const thread = new Thread(new Worker(queueWorker, { smol: true }), lazy);
-      const queueStart = { ...start, queue, wakeFd, lazy: lazy?.start ?? null };
-      await thread.start(queueStart satisfies QueueStart);
+      const forQueue = { queue, wakeFd, board: board.shared, lazy: lazy?.start ?? null };
+      await thread.start({ ...start, ...forQueue } satisfies QueueStart);
       threads.push(thread);
     }
     lazy?.connect((queue) => shim.ubiblk_eventfd_signal(wakeFds[queue]));
