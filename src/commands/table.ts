@@ -65,6 +65,12 @@ const deviceConfigOptions: readonly OptionSpec[] = [
   { long: 'allow-weak-key', summary: 'Accept an encryption key whose halves are equal' },
 ];
 
+const metadataOptions: readonly OptionSpec[] = deviceConfigOptions.map((option) =>
+  option.long === 'unlink-kek'
+    ? { ...option, summary: 'Delete the KEK file when all is done' }
+    : option,
+);
+
 export const commands: readonly CommandSpec[] = [
   {
     name: 'serve vhost',
@@ -117,6 +123,46 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/probe.md',
     load: () => import('./probe.ts'),
+  },
+  {
+    name: 'metadata init',
+    summary: "Make the file that says which of a disk's stripes are where",
+    programs: [{ name: 'init-metadata', displayName: 'vhost-user-blk metadata init' }],
+    options: [
+      ...metadataOptions,
+      {
+        long: 'stripe-sector-count-shift',
+        short: 's',
+        value: 'N',
+        summary: 'Stripes of 2^N sectors of 512 bytes, 6 to 16 (11: 1 MiB)',
+      },
+      { long: 'format', value: 'N', summary: 'Version of the format: 1 (default) or 2, with CRCs' },
+      { long: 'force', summary: 'Overwrite what the file holds' },
+    ],
+    examples: [
+      'ubiblk metadata init --config vm.yaml',
+      'ubiblk metadata init --config vm.yaml --format 2 -s 13',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/metadata.md',
+    load: () => import('./metadata_init.ts'),
+  },
+  {
+    name: 'metadata dump',
+    summary: "Show which of a disk's stripes are fetched, written, and in its source",
+    programs: [{ name: 'dump-metadata', displayName: 'dump-metadata' }],
+    options: [
+      ...metadataOptions,
+      { long: 'json', summary: 'Print one JSON object instead of lines' },
+      { long: 'map', summary: 'Draw a picture of the stripes, as large as the terminal' },
+    ],
+    examples: [
+      'ubiblk metadata dump --config vm.yaml',
+      'ubiblk metadata dump --config vm.yaml --map',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/metadata.md',
+    load: () => import('./metadata_dump.ts'),
   },
   {
     name: 'keys generate',

@@ -1,3 +1,4 @@
+import type { StripeSource } from './device_config.ts';
 import type { Mapping } from './yaml_mapping.ts';
 
 interface LaterFeature {
@@ -12,23 +13,24 @@ interface LaterFeature {
  * it is absent, null or `false`. Each capability takes its rows out of this table.
  */
 const laterFeatures: readonly LaterFeature[] = [
-  { key: 'stripe_source', missing: 'stripe sources are' },
-  { key: 'image_path', missing: 'stripe sources are' },
-  { key: 'metadata_path', missing: 'the metadata file is' },
   { key: 'rpc_socket_path', missing: 'the RPC socket is' },
-  { key: 'copy_on_read', missing: 'copy-on-read is' },
-  { key: 'track_written', missing: 'tracking of written stripes is' },
-  { key: 'autofetch', missing: 'background fetching is' },
   { key: 'skip_sync', missing: 'skipping of flushes is' },
   { key: 'io_debug_path', missing: 'the I/O debug log is' },
   { key: 'status_path', missing: 'the status file is' },
 ];
 
 /** Reports every field of a later version that is not at its default. */
-export function refuseLaterFeatures(mapping: Mapping): void {
+export function refuseLaterFeatures(mapping: Mapping, source: StripeSource | undefined): void {
   for (const { key, missing } of laterFeatures) {
     if (mapping.isSet(key)) {
       mapping.error(key, `${missing} not in this version of ubiblk yet; remove the field`);
     }
+  }
+  if (source !== undefined && source.source !== 'raw') {
+    const kind = source.source === 'remote' ? 'remote stripe sources' : 'archives';
+    mapping.error(
+      'stripe_source',
+      `${kind} are not in this version of ubiblk yet; remove the field`,
+    );
   }
 }

@@ -99,7 +99,7 @@ function parseDeviceConfig(
   }
   mapping.reportUnknownKeys();
   if (problems.count === 0 && !options.keysOnly) {
-    refuseLaterFeatures(mapping);
+    refuseLaterFeatures(mapping, config.stripeSource);
   }
   return config;
 }
