@@ -112,7 +112,7 @@ function quoteSpaces(value: string): string {
 }
 
 /** Control characters in a message (a file name, say) must not forge lines or drive a terminal. */
-function escapeControls(text: string): string {
+export function escapeControls(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
   return text.replace(/[\x00-\x1f\x7f-\x9f]/g, (character) => {
     return `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`;

@@ -6,13 +6,12 @@ import { type Measurement, measure, readTwice, writeAndCompare } from '../probe/
 import { deviceLines, jsonReport, measurementLine, rows, sizeText } from '../probe/report.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
+import { secondsOf } from './seconds.ts';
 import { parseSize } from './size.ts';
 
 const DEFAULT_SPAN_BYTES = 64 * 1024 * 1024;
 const TRANSFER_BYTES = 128 * 1024;
 const MAX_DEPTH = 256;
-const MIN_SECONDS = 0.1;
-const MAX_SECONDS = 3600;
 
 interface Settings {
   socket: string;
@@ -51,12 +50,12 @@ function readSettings(args: Arguments): Settings {
   return {
     socket: args.required('socket'),
     depth: depth(args),
-    secondsPerPhase: seconds(args, 'seconds', 2),
+    secondsPerPhase: secondsOf(args, 'seconds', 2),
     span: size === undefined ? undefined : parseSize('--size', size),
     write: args.has('write'),
     hugePages: args.has('huge-pages'),
     json: args.has('json'),
-    timeoutMs: seconds(args, 'timeout', 10) * 1000,
+    timeoutMs: secondsOf(args, 'timeout', 10) * 1000,
   };
 }
 
@@ -65,17 +64,6 @@ function depth(args: Arguments): number {
   const value = Number(text);
   if (!/^\d+$/.test(text) || value < 1 || value > MAX_DEPTH) {
     throw new UsageError(`--depth must be a whole number from 1 to ${MAX_DEPTH}, not '${text}'`);
-  }
-  return value;
-}
-
-function seconds(args: Arguments, option: string, otherwise: number): number {
-  const text = args.value(option) ?? String(otherwise);
-  const value = Number(text);
-  if (!/^\d+(\.\d+)?$/.test(text) || value < MIN_SECONDS || value > MAX_SECONDS) {
-    throw new UsageError(
-      `--${option} must be a number from ${MIN_SECONDS} to ${MAX_SECONDS}, not '${text}'`,
-    );
   }
   return value;
 }

@@ -1,18 +1,19 @@
-import { accessSync, constants, lstatSync } from 'node:fs';
-import { dirname } from 'node:path';
 import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
-import { socketPathProblem } from '../config/socket_path.ts';
 import { secretsAreLocked } from '../crypto/secret.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
 import { RequestBoard } from '../device/request_board.ts';
-import { errorName, UsageError, UserError } from '../errors.ts';
+import { UsageError, UserError } from '../errors.ts';
 import { largestRing } from '../frontend/vhost/protocol.ts';
 import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts';
 import type { Log } from '../log.ts';
+import { deviceCommands, type ServedDevice } from '../observe/device_commands.ts';
+import type { RpcServer } from '../observe/rpc_server.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 import { parseSize } from './size.ts';
+import { checkSocketPlaces, refuseBusySocket } from './socket_places.ts';
+import { version } from './version.ts';
 
 interface Settings {
   config: DeviceConfig;
@@ -29,6 +30,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   let idle = true;
   try {
     await refuseBusySocket(socket);
+    await refuseBusySocket(config.rpcSocketPath);
     if (args.has('check')) {
       writeOutput(`OK: ${description(disk)}, to serve at '${socket}'\n`);
       return 0;
@@ -39,7 +41,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
       unlinkKekFile(kekFile);
     }
     idle = false;
-    idle = await serve(disk, vhostOptions(config, socket), log);
+    idle = await serve(disk, config, vhostOptions(config, socket), log);
     return idle ? 0 : 1;
   } finally {
     if (idle) disk.close();
@@ -57,7 +59,7 @@ async function open(
 ): Promise<Disk> {
   let xts = 0;
   try {
-    checkSocketPath(socket);
+    checkSocketPlaces(socket, config.rpcSocketPath);
     if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
     if (config.encryptionKey) {
       xts = expandXts(config.encryptionKey);
@@ -118,51 +120,6 @@ async function readSettings(args: Arguments, log: Log): Promise<Settings> {
   return { config, socket, wipeSecrets };
 }
 
-/** Finds before the disk is opened what would keep the socket from being made. */
-function checkSocketPath(socket: string): void {
-  const problem = socketPathProblem(socket);
-  if (problem !== undefined) {
-    throw new UserError(`the socket path '${socket}' ${problem}`);
-  }
-  const directory = dirname(socket);
-  try {
-    accessSync(`${directory}/.`, constants.W_OK | constants.X_OK);
-  } catch (error) {
-    throw new UserError(directorySentence(directory, socket, errorName(error)));
-  }
-  const there = lstatSync(socket, { throwIfNoEntry: false });
-  if (there !== undefined && !there.isSocket()) {
-    throw new UserError(
-      `'${socket}' exists and is not a socket; remove it or choose another path for the socket`,
-    );
-  }
-}
-
-function directorySentence(directory: string, socket: string, code: string): string {
-  switch (code) {
-    case 'ENOENT':
-      return `the directory '${directory}' of the socket '${socket}' does not exist; create it`;
-    case 'ENOTDIR':
-      return `'${directory}', where the socket '${socket}' should be, is not a directory`;
-    default:
-      return `the socket '${socket}' cannot be made in its directory '${directory}': ${code}`;
-  }
-}
-
-/** A connection shows whether another process listens; one that nobody serves is refused at once. */
-async function refuseBusySocket(socket: string): Promise<void> {
-  if (lstatSync(socket, { throwIfNoEntry: false }) === undefined) {
-    return;
-  }
-  const connection = await Bun.connect({ unix: socket, socket: { data() {} } }).catch(() => null);
-  if (connection !== null) {
-    connection.end();
-    throw new UserError(
-      `another process listens on the socket '${socket}'; stop it or choose another path`,
-    );
-  }
-}
-
 /** What the server needs of the configuration: no secret goes to its threads this way. */
 function vhostOptions(config: DeviceConfig, socketPath: string): VhostOptions {
   const { deviceId, numQueues, queueSize, segSizeMax, segCountMax } = config;
@@ -181,19 +138,43 @@ function vhostOptions(config: DeviceConfig, socketPath: string): VhostOptions {
 }
 
 /** Serves until a signal; false where a thread has died and others may still use the disk. */
-async function serve(disk: Disk, options: VhostOptions, log: Log): Promise<boolean> {
+async function serve(
+  disk: Disk,
+  config: DeviceConfig,
+  options: VhostOptions,
+  log: Log,
+): Promise<boolean> {
   const stopped = stopSignal(log);
   const board = new RequestBoard(options.numQueues, largestRing(options.queueSize));
-  const server = await startVhostServer(disk, options, board, log);
-  const failure = await Promise.race([stopped, server.failed]);
-  if (failure !== undefined) {
-    log.error(failure.message);
-    return false;
+  const status = () => null;
+  const rpc = await startRpc(config.rpcSocketPath, { version, status, board }, log);
+  try {
+    const server = await startVhostServer(disk, options, board, log);
+    const failure = await Promise.race([stopped, server.failed]);
+    if (failure !== undefined) {
+      log.error(failure.message);
+      return false;
+    }
+    await server.stop();
+    disk.sync();
+    log.info('stopped');
+    return true;
+  } finally {
+    rpc?.stop();
   }
-  await server.stop();
-  disk.sync();
-  log.info('stopped');
-  return true;
+}
+
+/** Answers questions from here on, also while the frontend's requests are finished at the end. */
+async function startRpc(
+  path: string | undefined,
+  device: ServedDevice,
+  log: Log,
+): Promise<RpcServer | null> {
+  if (path === undefined) return null;
+  const { RpcServer } = await import('../observe/rpc_server.ts');
+  const server = RpcServer.start(path, deviceCommands(device), log.child('rpc'));
+  log.info(`answering commands at '${path}'`);
+  return server;
 }
 
 /**

@@ -125,6 +125,20 @@ export const commands: readonly CommandSpec[] = [
     load: () => import('./probe.ts'),
   },
   {
+    name: 'rpc',
+    summary: 'Ask a running server: its version, the state of its stripes, its requests',
+    programs: [],
+    options: [
+      { long: 'json', summary: "Print the server's answer, one line of JSON" },
+      { long: 'timeout', value: 'S', summary: 'How long to wait for the answer (10)' },
+    ],
+    operands: ['SOCKET', 'COMMAND'],
+    examples: ['ubiblk rpc /run/vm7/rpc.sock status', 'ubiblk rpc /run/vm7/rpc.sock queues --json'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/rpc.md',
+    load: () => import('./rpc.ts'),
+  },
+  {
     name: 'metadata init',
     summary: "Make the file that says which of a disk's stripes are where",
     programs: [{ name: 'init-metadata', displayName: 'vhost-user-blk metadata init' }],

@@ -5,7 +5,7 @@
  * Nobody waits or locks here, so whoever looks while a queue writes may see the range of one request
  * with the operation of the one before it. That is good enough for eyes, and for nothing else.
  */
-import { type BlockOp, type BlockRequest, FLUSH, opName } from './request.ts';
+import { type BlockRequest, FLUSH } from './request.ts';
 
 /** A request in flight as it is shown: in sectors of 512 bytes, and a flush by its name alone. */
 export type ShownRequest = [op: string, firstSector: number, sectors: number] | ['flush'];
@@ -19,6 +19,8 @@ const OFFSET = 0;
 const WHAT = 1;
 const FIELDS = 2;
 const OPS = 8;
+/** By operation. */
+const NAMES = ['read', 'write', 'flush', 'discard', 'write_zeroes'];
 
 /** Bytes of shared memory for so many queues of at most so many requests in flight. */
 export function requestBoardBytes(queues: number, places: number): number {
@@ -64,10 +66,10 @@ export class QueueBoard {
     for (let at = HEADER; at < end; at += FIELDS) {
       const what = numbers[at + WHAT];
       if (what === 0) continue;
-      const op = ((what - 1) % OPS) as BlockOp;
+      const op = (what - 1) % OPS;
       const bytes = (what - 1 - op) / OPS;
       if (op === FLUSH) shown.push(['flush']);
-      else shown.push([opName(op), numbers[at + OFFSET] / SECTOR_BYTES, bytes / SECTOR_BYTES]);
+      else shown.push([NAMES[op], numbers[at + OFFSET] / SECTOR_BYTES, bytes / SECTOR_BYTES]);
     }
     return shown;
   }

@@ -41,7 +41,7 @@ test('every kind of request, by place and not by time; a flush has no range', ()
   threads[0].show(4, request(DISCARD, 1, 2));
   threads[0].show(5, request(WRITE_ZEROES, 3, 4));
   expect(board.list()).toEqual([
-    [['read', 2048, 8], ['flush'], ['discard', 1, 2], ['write zeroes', 3, 4], ['write', 0, 16]],
+    [['read', 2048, 8], ['flush'], ['discard', 1, 2], ['write_zeroes', 3, 4], ['write', 0, 16]],
   ]);
 });
 

@@ -150,11 +150,11 @@ const table: Row[] = [
   },
   {
     title: 'a feature of a later version',
-    yaml: [...good, 'rpc_socket_path: rpc.sock'],
+    yaml: [...good, 'io_debug_path: debug.log'],
     status: 1,
     says: [
       error(
-        'vm.yaml:3:1: rpc_socket_path: the RPC socket is not in this version of ubiblk yet; ' +
+        'vm.yaml:3:1: io_debug_path: the I/O debug log is not in this version of ubiblk yet; ' +
           'remove the field',
       ),
     ],

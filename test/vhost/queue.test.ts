@@ -340,9 +340,9 @@ test('of a request of several ranges the board shows the one in hand', () => {
     b.guest.driver.add(0);
     b.guest.driver.publish();
     yield;
-    expect(b.board.list()).toEqual([['write zeroes', 0, 8]]);
+    expect(b.board.list()).toEqual([['write_zeroes', 0, 8]]);
     b.device.finish(0);
     yield;
-    expect(b.board.list()).toEqual([['write zeroes', 16, 24]]);
+    expect(b.board.list()).toEqual([['write_zeroes', 16, 24]]);
   });
 });

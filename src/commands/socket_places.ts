@@ -1,0 +1,66 @@
+import { accessSync, constants, lstatSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { socketPathProblem } from '../config/socket_path.ts';
+import { errorName, UserError } from '../errors.ts';
+
+/**
+ * Finds before anything is opened what would keep a server's sockets from being made.
+ * @throws UserError where one can't be, or where both have the same path
+ */
+export function checkSocketPlaces(socket: string, rpcSocket: string | undefined): void {
+  checkSocketPath(socket);
+  if (rpcSocket === undefined) return;
+  checkSocketPath(rpcSocket);
+  if (resolve(rpcSocket) === resolve(socket)) {
+    throw new UserError(
+      `rpc_socket_path and the frontend's socket are both '${rpcSocket}'; they need two paths`,
+    );
+  }
+}
+
+function checkSocketPath(socket: string): void {
+  const problem = socketPathProblem(socket);
+  if (problem !== undefined) {
+    throw new UserError(`the socket path '${socket}' ${problem}`);
+  }
+  const directory = dirname(socket);
+  try {
+    accessSync(`${directory}/.`, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw new UserError(directorySentence(directory, socket, errorName(error)));
+  }
+  const there = lstatSync(socket, { throwIfNoEntry: false });
+  if (there !== undefined && !there.isSocket()) {
+    throw new UserError(
+      `'${socket}' exists and is not a socket; remove it or choose another path for the socket`,
+    );
+  }
+}
+
+function directorySentence(directory: string, socket: string, code: string): string {
+  switch (code) {
+    case 'ENOENT':
+      return `the directory '${directory}' of the socket '${socket}' does not exist; create it`;
+    case 'ENOTDIR':
+      return `'${directory}', where the socket '${socket}' should be, is not a directory`;
+    default:
+      return `the socket '${socket}' cannot be made in its directory '${directory}': ${code}`;
+  }
+}
+
+/**
+ * A connection shows whether another process listens; one that nobody serves is refused at once.
+ * @throws UserError where somebody does
+ */
+export async function refuseBusySocket(socket: string | undefined): Promise<void> {
+  if (socket === undefined || lstatSync(socket, { throwIfNoEntry: false }) === undefined) {
+    return;
+  }
+  const connection = await Bun.connect({ unix: socket, socket: { data() {} } }).catch(() => null);
+  if (connection !== null) {
+    connection.end();
+    throw new UserError(
+      `another process listens on the socket '${socket}'; stop it or choose another path`,
+    );
+  }
+}
