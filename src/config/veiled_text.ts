@@ -63,6 +63,13 @@ export class VeiledText {
     });
   }
 
+  /** A piece of the text for messages: an ellipsis stands for each word that may be a secret. */
+  shorten(text: string): string {
+    return text.replace(this.#placeholders, (placeholder) =>
+      this.#words.has(placeholder) ? '…' : placeholder,
+    );
+  }
+
   /**
    * Decodes a string of this file as base64 that may have white space behind it. Only a text that is
    * not one veiled word (short, escaped, or on several lines) passes through JavaScript's heap.

@@ -104,7 +104,7 @@ function reportSyntax(document: Document, { problems, place, source }: Context):
     return;
   }
   for (const error of errors) {
-    const key = source.unveil(repeatedKey(document, error));
+    const key = source.shorten(repeatedKey(document, error));
     problems.error(place(error.pos[0]), `${key}: is given twice`);
   }
   visit(document, {
@@ -143,7 +143,8 @@ interface Context {
  * Reads the fields of one YAML mapping. Each accessor reports what is wrong with its field to the
  * file's problems and then gives undefined, as for a field that is absent or null; the caller goes
  * on, so that all problems are found. Values never appear in messages unless they are numbers,
- * booleans or one of a few words.
+ * booleans or short strings of fields that hold no secret; and of those, as of keys, words that may
+ * be a secret in the wrong place are left out.
  */
 export class Mapping {
   readonly #document: Document;
@@ -256,7 +257,7 @@ export class Mapping {
     }
     const word = words.find((candidate) => candidate === node.value);
     if (word === undefined) {
-      this.error(key, `must be ${wanted}, not '${this.#context.source.unveil(node.value)}'`);
+      this.error(key, `must be ${wanted}, not '${this.#context.source.shorten(node.value)}'`);
     }
     return word;
   }
@@ -314,7 +315,7 @@ export class Mapping {
   }
 
   #reportUnknown(veiledKey: string, pair: PairOfNodes): void {
-    const key = this.#context.source.unveil(veiledKey);
+    const key = this.#context.source.shorten(veiledKey);
     const nearest = nearestName(key, this.#known);
     const hint = nearest === undefined ? '' : `, did you mean '${nearest}'?`;
     const position = this.#context.place(pair.key.range?.[0] ?? 0);
@@ -389,7 +390,7 @@ export class Mapping {
         return sourceOf(node);
       }
       if (typeof node.value === 'string' && node.value.length <= 32) {
-        return `the string '${this.#context.source.unveil(node.value)}'`;
+        return `the string '${this.#context.source.shorten(node.value)}'`;
       }
     }
     return describeKind(node);
