@@ -33,6 +33,8 @@
 #define SLOTS 128
 
 enum engine {
+    /* What a context becomes that is freed: whoever still has its handle must not write noise. */
+    ENGINE_NONE,
     ENGINE_ISAL,
     ENGINE_OPENSSL_XTS,
     ENGINE_OPENSSL_ECB,
@@ -355,7 +357,7 @@ static int call_begin(struct call *call, int encrypt, uint64_t handle, uint64_t 
     call->xts = (struct ubiblk_xts *)(uintptr_t)handle;
     call->slot = NULL;
     call->encrypt = encrypt;
-    if (call->xts == NULL)
+    if (call->xts == NULL || call->xts->engine == ENGINE_NONE)
         return -EINVAL;
     if (sectors != 0 &&
         (sectors - 1 > UINT64_MAX - first_sector || sectors > SIZE_MAX / UBIBLK_XTS_SECTOR_SIZE))

@@ -26,7 +26,10 @@
  */
 UBIBLK_API int64_t ubiblk_xts_new(const uint8_t *key1, const uint8_t *key2);
 
-/* Wipes and frees a context; does nothing for 0. Returns 0. */
+/*
+ * Wipes and frees a context; does nothing for 0. Its handle is refused with -EINVAL from then on,
+ * until the memory is used again. Returns 0.
+ */
 UBIBLK_API int ubiblk_xts_free(uint64_t handle);
 
 /*

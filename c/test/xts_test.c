@@ -167,6 +167,23 @@ static void refuses_impossible_arguments(void)
     ubiblk_xts_free(context);
 }
 
+/* The memory for secrets stays mapped: a call that comes too late must not find keys of zeroes. */
+static void refuses_a_context_that_is_freed(void)
+{
+    uint8_t equal[32] = {9}, sector[SECTOR] = {0};
+    uint64_t contexts[] = {vector_context(), (uint64_t)ubiblk_xts_new(equal, equal)};
+    uint64_t at = address(sector);
+    struct iovec part = {sector, SECTOR};
+
+    for (int c = 0; c < 2; c++) {
+        ubiblk_xts_free(contexts[c]);
+        CHECK_EQUAL(ubiblk_xts_encrypt(contexts[c], 0, 1, at, at), -EINVAL);
+        CHECK_EQUAL(ubiblk_xts_decrypt(contexts[c], 0, 1, at, at), -EINVAL);
+        CHECK_EQUAL(ubiblk_xts_encrypt_parts(contexts[c], 0, 1, address(&part), 1, 0, at), -EINVAL);
+        CHECK_EQUAL(ubiblk_xts_decrypt_parts(contexts[c], 0, 1, at, address(&part), 1, 0), -EINVAL);
+    }
+}
+
 /* Sectors in several parts, each in an allocation of its own: the sanitizer sees a step beside it.
  */
 enum { PART_SECTORS = 5, PART_BYTES = PART_SECTORS * SECTOR, MAX_PARTS = PART_BYTES + 64 };
@@ -444,6 +461,7 @@ int main(void)
     RUN(run_equals_its_sectors_one_by_one);
     RUN(works_in_place_and_at_odd_addresses);
     RUN(refuses_impossible_arguments);
+    RUN(refuses_a_context_that_is_freed);
     RUN(takes_parts_divided_anywhere);
     RUN(takes_random_parts_from_any_byte_on);
     RUN(takes_parts_of_one_byte_and_of_none);
