@@ -11,6 +11,7 @@ import type { Log } from '../log.ts';
 import { type FileFacts, readAt, syncFile, writeAt } from './async_file.ts';
 import type { MetadataStore } from './interfaces.ts';
 import {
+  checkMetadataSize,
   METADATA_SECTOR,
   MetadataError,
   type MetadataLayout,
@@ -177,6 +178,7 @@ export async function readMetadata(
   sizeBytes: number,
   diskBytes: number,
 ): Promise<{ layout: MetadataLayout; headers: Uint8Array }> {
+  checkMetadataSize(sizeBytes);
   const { unitBytes } = file;
   const first = await file.read(0, unitBytes);
   const extent = Math.min(metadataExtent(first.subarray(0, METADATA_SECTOR), diskBytes), sizeBytes);

@@ -19,6 +19,7 @@ import { type Disk, type DiskFacts, openDisk } from '../device/disk.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { NewFile } from '../new_file.ts';
+import { readAt } from './async_file.ts';
 import { MetadataFile, readMetadata } from './metadata_file.ts';
 import { METADATA_SECTOR, MetadataError, type MetadataLayout } from './metadata_layout.ts';
 import { FETCHED, WRITTEN } from './shared_state.ts';
@@ -83,6 +84,7 @@ async function makeNew(metadata: NewMetadata): Promise<void> {
   const { path, layout, xts } = metadata;
   const file = new NewFile(path);
   try {
+    fchmodSync(file.fd, MODE);
     reserve(file.fd, path, 0, layout.sizeBytes);
     const facts = {
       fd: file.fd,
@@ -149,11 +151,12 @@ async function refuseLoss(
 
 /** Whether the first sector is zeroes, encrypted or not: nothing is there, or what a stopped run left. */
 async function isBlank(facts: DiskFacts, file: MetadataFile): Promise<boolean> {
-  for (const look of [new MetadataFile(facts, 0), file]) {
-    const first = await look.read(0, look.unitBytes);
-    if (first.subarray(0, METADATA_SECTOR).every((byte) => byte === 0)) return true;
-  }
-  return false;
+  const isZero = (bytes: Uint8Array) => bytes.every((byte) => byte === 0);
+  const raw = new Uint8Array(Math.min(METADATA_SECTOR, facts.sizeBytes));
+  await readAt(facts, raw, 0);
+  if (isZero(raw)) return true;
+  const plain = await file.read(0, file.unitBytes);
+  return plain.length > 0 && isZero(plain.subarray(0, METADATA_SECTOR));
 }
 
 function deviceSize({ path, facts }: Disk, layout: MetadataLayout): number {

@@ -150,11 +150,7 @@ interface First {
 }
 
 function parseFirst(bytes: Uint8Array, diskBytes: number): First {
-  if (bytes.length < METADATA_SECTOR || bytes.length % METADATA_SECTOR !== 0) {
-    throw new MetadataError(
-      `has ${bytes.length} bytes; a metadata file has at least ${METADATA_SECTOR}, and a multiple of it`,
-    );
-  }
+  checkMetadataSize(bytes.length);
   const first = bytes.subarray(0, METADATA_SECTOR);
   const version = versionOf(first);
   const fields = view(first);
@@ -174,6 +170,14 @@ function parseFirst(bytes: Uint8Array, diskBytes: number): First {
     );
   }
   return { layout: new MetadataLayout(version, shift, stripes), recorded };
+}
+
+/** @throws MetadataError where a file of so many bytes can't be one */
+export function checkMetadataSize(sizeBytes: number): void {
+  if (sizeBytes >= METADATA_SECTOR && sizeBytes % METADATA_SECTOR === 0) return;
+  throw new MetadataError(
+    `has ${sizeBytes} bytes; a metadata file has a multiple of ${METADATA_SECTOR}, and not none`,
+  );
 }
 
 /** The CRC comes first: what it covers is only believed when it is right. */

@@ -216,7 +216,7 @@ describe('refused', () => {
   };
 
   test.each([
-    ['an empty file', new Uint8Array(), /has 0 bytes; .* at least 512/],
+    ['an empty file', new Uint8Array(), /has 0 bytes; .* multiple of 512/],
     ['a file of half a sector', new Uint8Array(768), /has 768 bytes/],
     ['zeroes', new Uint8Array(1024), /is no metadata file/],
     [
