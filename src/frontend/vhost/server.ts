@@ -2,16 +2,9 @@
  * A vhost-user-blk server as the main thread sees it: one control thread, one thread for each
  * queue, made once for the life of the process.
  */
-import { closeSync } from 'node:fs';
-import {
-  EACCES,
-  EADDRINUSE,
-  ENAMETOOLONG,
-  ENOENT,
-  ENOTSOCK,
-  errnoName,
-} from '../../../ffi/errno.ts';
+import { errnoName } from '../../../ffi/errno.ts';
 import { openLibrary, shim } from '../../../ffi/library.ts';
+import { ListeningSocket } from '../../../ffi/listening_socket.ts';
 import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
 import type { RequestBoard } from '../../device/request_board.ts';
 import { UserError } from '../../errors.ts';
@@ -93,9 +86,7 @@ export class VhostServer {
   readonly failed: Promise<Error>;
 
   constructor(
-    private readonly options: VhostOptions,
-    private readonly identity: BigUint64Array,
-    private readonly listenFd: number,
+    private readonly socket: ListeningSocket,
     private readonly stopFd: number,
     private readonly control: Thread,
     threads: readonly Thread[],
@@ -110,8 +101,7 @@ export class VhostServer {
   async stop(): Promise<void> {
     shim.ubiblk_eventfd_signal(this.stopFd);
     await Promise.race([this.control.ended, this.failed]);
-    closeSync(this.listenFd);
-    shim.ubiblk_socket_remove(cString(this.options.socketPath), this.identity);
+    this.socket.close();
   }
 }
 
@@ -131,8 +121,7 @@ export async function startVhostServer(
   const shared = new SharedArrayBuffer(linkBytes(options.numQueues));
   new SharedState(shared).writeback = !disk.facts.writeThrough;
   const start = { libraryFd, shared, facts: disk.facts, options, log: log.settings };
-  const identity = new BigUint64Array(2);
-  const listenFd = listen(options.socketPath, identity);
+  const socket = ListeningSocket.make(options.socketPath, SOCKET_MODE);
   try {
     const threads: Thread[] = [];
     const wakeFds: number[] = [];
@@ -147,13 +136,13 @@ export async function startVhostServer(
     lazy?.connect((queue) => shim.ubiblk_eventfd_signal(wakeFds[queue]));
     const stopFd = eventFd();
     const control = new Thread(new Worker(controlWorker));
-    await control.start({ ...start, wakeFds, listenFd, stopFd } satisfies ControlStart);
+    const forControl = { wakeFds, listenFd: socket.fd, stopFd };
+    await control.start({ ...start, ...forControl } satisfies ControlStart);
     threads.push(control);
     log.info(`listening on '${options.socketPath}'`);
-    return new VhostServer(options, identity, listenFd, stopFd, control, threads);
+    return new VhostServer(socket, stopFd, control, threads);
   } catch (error) {
-    closeSync(listenFd);
-    shim.ubiblk_socket_remove(cString(options.socketPath), identity);
+    socket.close();
     throw error;
   }
 }
@@ -198,33 +187,8 @@ class Thread {
   }
 }
 
-function listen(path: string, identity: BigUint64Array): number {
-  const fd = shim.ubiblk_socket_listen(cString(path), SOCKET_MODE, identity);
-  if (fd >= 0) return fd;
-  switch (fd) {
-    case -EADDRINUSE:
-      throw new UserError(
-        `another process listens on the socket '${path}'; stop it or choose another path`,
-      );
-    case -ENOTSOCK:
-      throw new UserError(`'${path}' exists and is not a socket; remove it or choose another path`);
-    case -ENOENT:
-      throw new UserError(`the directory of the socket '${path}' does not exist; create it`);
-    case -EACCES:
-      throw new UserError(`the socket '${path}' can't be made there: EACCES`);
-    case -ENAMETOOLONG:
-      throw new UserError(`the socket path '${path}' is longer than the 107 bytes Linux allows`);
-    default:
-      throw new UserError(`the socket '${path}' can't be made: ${errnoName(fd)}`);
-  }
-}
-
 function eventFd(): number {
   const fd = shim.ubiblk_eventfd();
   if (fd < 0) throw new UserError(`no event descriptor: ${errnoName(fd)}; raise 'ulimit -n'`);
   return fd;
-}
-
-function cString(text: string): Buffer {
-  return Buffer.from(`${text}\0`);
 }
