@@ -339,6 +339,19 @@ test('what is no socket is not taken, and a missing folder is named', () => {
   );
 });
 
+test('a process that ends at once takes its socket along', () => {
+  using bed = new RpcBed();
+  const script = `
+    import { existsSync } from 'node:fs';
+    import { Log } from './src/log.ts';
+    import { RpcServer } from './src/observe/rpc_server.ts';
+    RpcServer.start('${bed.path()}', {}, new Log({ level: 'error', format: 'human' }, 'test'));
+    process.exit(existsSync('${bed.path()}') ? 7 : 1);
+  `;
+  expect(Bun.spawnSync([process.execPath, '-e', script]).exitCode).toBe(7);
+  expect(existsSync(bed.path())).toBe(false);
+});
+
 test('the end closes the clients and removes the socket, but not one that has taken its place', async () => {
   using bed = new RpcBed();
   const first = bed.serve(commands);
