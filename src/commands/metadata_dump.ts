@@ -4,6 +4,7 @@ import { type Disk, openDisk } from '../device/disk.ts';
 import { UsageError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { type OpenMetadata, openMetadata } from '../stripe/metadata_file.ts';
+import { countStripes } from '../stripe/metadata_layout.ts';
 import { FETCHED, HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
 import { type SourceExtent, sourceExtent } from '../stripe/sources/extent.ts';
 import type { Arguments } from './arguments.ts';
@@ -96,10 +97,10 @@ function printJson({ config, disk, source, metadata, metadataPath, xts }: Report
       bytes: layout.stripeBytes,
       total: layout.stripes,
       lastBytes: lastStripeBytes(metadata, disk),
-      fetched: count(headers, FETCHED, FETCHED),
-      written: count(headers, WRITTEN, WRITTEN),
-      hasSource: count(headers, HAS_SOURCE, HAS_SOURCE),
-      missing: count(headers, HAS_SOURCE | FETCHED, HAS_SOURCE),
+      fetched: countStripes(headers, FETCHED),
+      written: countStripes(headers, WRITTEN),
+      hasSource: countStripes(headers, HAS_SOURCE),
+      missing: countStripes(headers, HAS_SOURCE | FETCHED, HAS_SOURCE),
     },
     fetched: [...stripeRanges(headers, FETCHED)],
     written: [...stripeRanges(headers, WRITTEN)],
@@ -124,9 +125,4 @@ function printMap({ disk, metadata }: Report): void {
 
 function lastStripeBytes({ layout }: OpenMetadata, { facts }: Disk): number {
   return facts.sizeBytes - (layout.stripes - 1) * layout.stripeBytes;
-}
-
-/** How many headers have just these of the bits in `mask`. */
-function count(headers: Uint8Array, mask: number, bits: number): number {
-  return headers.reduce((sum, header) => sum + ((header & mask) === bits ? 1 : 0), 0);
 }

@@ -4,6 +4,7 @@ import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { initMetadata } from '../stripe/metadata_init.ts';
 import {
+  countStripes,
   MAX_SHIFT,
   MAX_STRIPES,
   MetadataLayout,
@@ -93,10 +94,7 @@ async function init(
       { path: metadataPath, layout, headers, diskBytes: sizeBytes, xts, force, progress: update },
       log,
     );
-    const withSource = headers.reduce(
-      (count, header) => count + (header === HAS_SOURCE ? 1 : 0),
-      0,
-    );
+    const withSource = countStripes(headers, HAS_SOURCE);
     const origin = config.stripeSource
       ? `${withSource} of them in the source ${source.description}`
       : 'no source';

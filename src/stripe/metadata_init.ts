@@ -21,7 +21,12 @@ import type { Log } from '../log.ts';
 import { NewFile } from '../new_file.ts';
 import { readAt } from './async_file.ts';
 import { MetadataFile, readMetadata } from './metadata_file.ts';
-import { METADATA_SECTOR, MetadataError, type MetadataLayout } from './metadata_layout.ts';
+import {
+  countStripes,
+  METADATA_SECTOR,
+  MetadataError,
+  type MetadataLayout,
+} from './metadata_layout.ts';
 import { FETCHED, WRITTEN } from './shared_state.ts';
 
 export interface NewMetadata {
@@ -134,8 +139,7 @@ async function refuseLoss(
   const way = 'give another metadata_path, or overwrite it with --force';
   try {
     const { headers } = await readMetadata(file, facts.sizeBytes, diskBytes);
-    const count = (bit: number) => headers.reduce((sum, header) => sum + (header & bit ? 1 : 0), 0);
-    const [fetched, written] = [count(FETCHED), count(WRITTEN)];
+    const [fetched, written] = [countStripes(headers, FETCHED), countStripes(headers, WRITTEN)];
     if (fetched + written === 0) return;
     throw new UserError(
       `'${path}' records ${fetched} fetched and ${written} written stripes, which would be forgotten; ` +

@@ -35,6 +35,13 @@ export function stripeCount(diskBytes: number, shift: number): number {
   return Math.ceil(diskBytes / (METADATA_SECTOR << shift));
 }
 
+/** How many headers have exactly these of the bits in `mask`. */
+export function countStripes(headers: Uint8Array, mask: number, bits = mask): number {
+  let count = 0;
+  for (let i = 0; i < headers.length; i++) if ((headers[i] & mask) === bits) count++;
+  return count;
+}
+
 export class MetadataLayout {
   readonly stripeBytes: number;
   /** Of the file in its shortest form; what follows is zeroes, or nobody's. */
