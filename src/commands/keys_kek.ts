@@ -2,7 +2,7 @@ import { writeSync } from 'node:fs';
 import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
 import { randomSecret } from '../crypto/random.ts';
 import { Secret } from '../crypto/secret.ts';
-import { UsageError, UserError } from '../errors.ts';
+import { errorName, UsageError, UserError } from '../errors.ts';
 import { NewFile } from '../new_file.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
@@ -56,7 +56,7 @@ function freshKek(authData: string): Secret {
 async function writeFile(path: string, bytes: Uint8Array, replace: boolean): Promise<void> {
   const file = new NewFile(path);
   try {
-    writeSync(file.fd, bytes);
+    writeAll(file.fd, bytes, path);
     if (replace) {
       await file.commit();
     } else if (!(await file.commitAsNew())) {
@@ -67,5 +67,13 @@ async function writeFile(path: string, bytes: Uint8Array, replace: boolean): Pro
     }
   } finally {
     file.discard();
+  }
+}
+
+function writeAll(fd: number, bytes: Uint8Array, path: string): void {
+  try {
+    for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
+  } catch (error) {
+    throw new UserError(`'${path}' cannot be written: ${errorName(error)}`);
   }
 }

@@ -10,7 +10,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { binary } from './processes.ts';
-import { Bed } from './support.ts';
+import { Bed, need, testWith } from './support.ts';
 
 const comment = '# Whoever reads these keys reads the disk.\n';
 const hint = (command: string) => `Try 'ubiblk keys ${command} --help'.\n`;
@@ -195,6 +195,25 @@ test('where no file can be made, nothing is left', async () => {
     );
   }
 });
+
+testWith(
+  'where there is no room for a KEK, nothing is left',
+  [need.root(), need.program('unshare')],
+  async () => {
+    await using bed = new Bed();
+    mkdirSync(bed.path('full'));
+    const script = `mount -t tmpfs -o size=4k tmpfs full && head -c 4096 /dev/zero > full/rest || exit 97
+"$0" keys kek --output full/disk.kek
+status=$?
+ls -A full
+exit $status`;
+    const argv = ['unshare', '-m', '--', 'bash', '-c', script, binary];
+    const child = await bed.run(argv, { expect: 1 });
+    expect(child.stderr.text).toBe("[ERROR keys-kek] 'full/disk.kek' cannot be written: ENOSPC\n");
+    expect(child.stdout.text).toBe('rest\n');
+  },
+  20_000,
+);
 
 test.each([
   [['kek', '--force'], "option '--force' needs '--output FILE'"],
