@@ -72,9 +72,15 @@ export class NewFile {
     if (this.#temporary === undefined) throw new Error('the file has been given up');
     try {
       await syncFile(this.fd);
-      rename(this.#temporary, this.#target);
-      this.discard();
-      syncFolder(dirname(this.#target));
+      // Opened before: what has its name must not be told to have failed for want of permission.
+      const folder = openSync(dirname(this.#target), constants.O_RDONLY);
+      try {
+        rename(this.#temporary, this.#target);
+        this.discard();
+        fsyncSync(folder);
+      } finally {
+        closeSync(folder);
+      }
     } catch (error) {
       const cause = errorName(error);
       throw new UserError(`'${this.#path}' cannot be completed: ${cause}`, { cause });
@@ -118,14 +124,5 @@ function creationSentence(path: string, folder: string, code: string): string {
       return `the folder '${folder}' of '${path}' does not exist; create it`;
     default:
       return `'${path}' cannot be made in its folder '${folder}': ${code}`;
-  }
-}
-
-function syncFolder(folder: string): void {
-  const fd = openSync(folder, constants.O_RDONLY);
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
   }
 }

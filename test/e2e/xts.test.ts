@@ -160,7 +160,7 @@ test('whole files of all lengths, both ways', async () => {
   }
   expect(statSync(bed.path('ours')).mode & 0o7777).toBe(0o600);
   expect(bed.list()).toEqual(['back', 'disk', 'ours', 'plain', 'vm.yaml']);
-});
+}, 60_000);
 
 test('parts: decoded ones are packed, encoded ones keep their offsets, and either on request', async () => {
   await using bed = new XtsBed();
@@ -279,7 +279,7 @@ test('streams: standard ones, FIFOs, in any pieces', async () => {
   await bed.xts('--action', 'encode', '--len', '5', '/dev/zero', out);
   expect(result().equals(byNode('encode', Buffer.alloc(5 * SECTOR)))).toBe(true);
   await bed.xts(disk, '/dev/null');
-});
+}, 60_000);
 
 test('wrapped keys, keys of equal halves, and the name of the reference system', async () => {
   await using bed = new XtsBed();
@@ -394,7 +394,7 @@ test('ranges that the input does not have', async () => {
     expect(bed.list()).toEqual(before);
   }
   expect(readFileSync(out, 'utf8')).toBe('old');
-});
+}, 60_000);
 
 test('inputs, outputs and configurations that are none', async () => {
   await using bed = new XtsBed();
@@ -598,6 +598,11 @@ testWith(
     await says(`'${fresh}' cannot be made in its folder '${bed.folder}': EACCES`, input, fresh);
     chmodSync(bed.folder, 0o777);
     await says(`'${out}' is there and may not be written: EACCES`, input, out);
+    // A folder that takes files and shows none could not be synced.
+    chmodSync(out, 0o666);
+    chmodSync(bed.folder, 0o733);
+    await says(`'${out}' cannot be completed: EACCES`, input, out);
+    chmodSync(bed.folder, 0o777);
     chmodSync(input, 0o600);
     await says(`'${input}' cannot be read: EACCES`, input, fresh);
     expect(bed.list()).toEqual(['in', 'out', 'vm.yaml']);
