@@ -98,7 +98,7 @@ let libraryFd = -1;
 /**
  * Opens the embedded shim in the main thread, once.
  * @returns the descriptor of the memory file, for `attachLibrary` in each Worker
- * @throws UserError where the kernel forbids memory files or executing them
+ * @throws UserError where the kernel forbids memory files, large ones, or executing them
  */
 export function openLibrary(): number {
   if (libraryFd >= 0) return libraryFd;
@@ -114,7 +114,20 @@ export function openLibrary(): number {
   }
   // Not imported above: a Worker that only attaches stays smaller without it.
   const { readFileSync, writeSync } = process.getBuiltinModule('node:fs');
-  writeSync(fd, readFileSync(embedded));
+  const bytes = readFileSync(embedded);
+  let written = 0;
+  try {
+    written = writeSync(fd, bytes);
+  } catch {
+    // Told below.
+  }
+  // Opened in spite of that, it would end the process with SIGBUS.
+  if (written !== bytes.length) {
+    throw new UserError(
+      `this system takes ${written} of the ${bytes.length} bytes of ubiblk's native library into a ` +
+        'memory file; raise the limit on the size of files (ulimit -f)',
+    );
+  }
   attachLibrary(fd);
   libraryFd = fd;
   return fd;

@@ -56,6 +56,25 @@ find /tmp /var/tmp /dev/shm -xdev ! -type d`;
   60_000,
 );
 
+test('where files may not be as large as the native library a sentence says so', async () => {
+  await using bed = new Bed();
+  for (const [blocks, taken] of [
+    [0, 0],
+    [100, 102400],
+  ]) {
+    const script = 'ulimit -f "$1"; "$0" --version';
+    const argv = ['bash', '-c', script, binary, String(blocks)];
+    const { stdout, stderr } = await bed.run(argv, { expect: 1 });
+    expect(stdout.text).toBe('');
+    expect(stderr.text).toMatch(
+      new RegExp(
+        `^\\[ERROR ubiblk\\] this system takes ${taken} of the \\d+ bytes of ubiblk's native ` +
+          'library into a memory file; raise the limit on the size of files \\(ulimit -f\\)\n$',
+      ),
+    );
+  }
+});
+
 test('by the name vhost-backend it takes that program’s options', async () => {
   await using bed = new Bed();
   const link = bed.path('vhost-backend');
