@@ -3,8 +3,10 @@ import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
 import { randomSecret } from '../crypto/random.ts';
 import { Secret } from '../crypto/secret.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
 import { NewFile } from '../new_file.ts';
 import type { Arguments } from './arguments.ts';
+import { exitOnSignals } from './end_signals.ts';
 import { writeOutput } from './output.ts';
 import { secretText } from './secret_text.ts';
 
@@ -12,7 +14,7 @@ const defaultAuthData = 'ubiblk';
 const maxAuthDataBytes = 1024;
 
 /** `ubiblk keys kek`: makes a new key-encryption key (docs/keys.md). */
-export async function run(args: Arguments): Promise<number> {
+export async function run(args: Arguments, log: Log): Promise<number> {
   const path = args.value('output');
   const authData = args.value('auth-data') ?? defaultAuthData;
   if (Buffer.byteLength(authData) > maxAuthDataBytes) {
@@ -29,6 +31,7 @@ export async function run(args: Arguments): Promise<number> {
     if (path === undefined) {
       writeOutput(text.reveal());
     } else {
+      exitOnSignals((signal) => log.error(`${signal}: ended before the KEK file was complete`));
       await writeFile(path, text.reveal(), args.has('force'));
     }
   } finally {
