@@ -9,6 +9,7 @@ import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts
 import type { Log } from '../log.ts';
 import { deviceCommands, type ServedDevice } from '../observe/device_commands.ts';
 import type { RpcServer } from '../observe/rpc_server.ts';
+import type { LazyDisk } from '../stripe/lazy_disk.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 import { parseSize } from './size.ts';
@@ -27,8 +28,10 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   const settings = await readSettings(args, log);
   const { config, socket } = settings;
   const disk = await open(settings, nullSizeBytes, log);
+  let lazy: LazyDisk | null = null;
   let idle = true;
   try {
+    lazy = await openLazy(disk, config, log);
     await refuseBusySocket(socket);
     await refuseBusySocket(config.rpcSocketPath);
     if (args.has('check')) {
@@ -41,11 +44,22 @@ export async function run(args: Arguments, log: Log): Promise<number> {
       unlinkKekFile(kekFile);
     }
     idle = false;
-    idle = await serve(disk, config, vhostOptions(config, socket), log);
+    idle = await serve(disk, lazy, config, vhostOptions(config, socket), log);
     return idle ? 0 : 1;
   } finally {
-    if (idle) disk.close();
+    if (idle) {
+      await lazy?.close();
+      disk.close();
+    }
   }
+}
+
+/** Null where all of the disk is in its data file, and nothing is recorded of it. */
+async function openLazy(disk: Disk, config: DeviceConfig, log: Log): Promise<LazyDisk | null> {
+  const { metadataPath, numQueues } = config;
+  if (metadataPath === undefined || disk.facts.fd < 0) return null;
+  const { openLazyDisk } = await import('../stripe/lazy_disk.ts');
+  return await openLazyDisk(disk, { ...config, metadataPath }, numQueues, log);
 }
 
 function description({ path, facts }: Disk): string {
@@ -140,16 +154,17 @@ function vhostOptions(config: DeviceConfig, socketPath: string): VhostOptions {
 /** Serves until a signal; false where a thread has died and others may still use the disk. */
 async function serve(
   disk: Disk,
+  lazy: LazyDisk | null,
   config: DeviceConfig,
   options: VhostOptions,
   log: Log,
 ): Promise<boolean> {
   const stopped = stopSignal(log);
   const board = new RequestBoard(options.numQueues, largestRing(options.queueSize));
-  const status = () => null;
+  const status = lazy ? () => lazy.status : () => null;
   const rpc = await startRpc(config.rpcSocketPath, { version, status, board }, log);
   try {
-    const server = await startVhostServer(disk, options, board, log);
+    const server = await startVhostServer(disk, options, board, log, lazy);
     const failure = await Promise.race([stopped, server.failed]);
     if (failure !== undefined) {
       log.error(failure.message);

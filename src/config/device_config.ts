@@ -62,6 +62,8 @@ export interface DeviceConfig {
   trackWritten: boolean;
   writeThrough: boolean;
   autofetch: boolean;
+  /** MiB a second for stripes that no guest waits for; undefined: no limit. */
+  autofetchMaxMibPerS?: number;
   deviceId: string;
   ioEngine: IoEngine;
   directIo: boolean;

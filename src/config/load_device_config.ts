@@ -219,6 +219,8 @@ function readFlags(mapping: Mapping, config: DeviceConfig): void {
   config.trackWritten = mapping.boolean('track_written') ?? config.trackWritten;
   config.writeThrough = mapping.boolean('write_through') ?? config.writeThrough;
   config.autofetch = mapping.boolean('autofetch') ?? config.autofetch;
+  const rate = mapping.integer('autofetch_max_mib_per_s', { min: 1, max: 1_000_000 });
+  if (rate !== undefined) config.autofetchMaxMibPerS = rate;
   config.directIo = mapping.boolean('direct_io') ?? config.directIo;
   config.deviceId = mapping.string('device_id') ?? config.deviceId;
   const deviceIdBytes = Buffer.byteLength(config.deviceId);

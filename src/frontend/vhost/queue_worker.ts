@@ -13,12 +13,13 @@ import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { QueueBoard } from '../../device/request_board.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
+import type { LazyStart } from '../../stripe/lazy_disk.ts';
 import { LazyLayer } from '../../stripe/lazy_layer.ts';
 import { type QueueMessage, SharedStripes } from '../../stripe/shared_state.ts';
 import { largestRing } from './protocol.ts';
 import { VhostQueue } from './queue.ts';
 import { QueueLink, SharedState } from './queue_link.ts';
-import type { LazyStart, QueueStart, WorkerAnswer } from './server.ts';
+import type { QueueStart, WorkerAnswer } from './server.ts';
 import { EpollWaiter, RingWaiter, type Waiter } from './waiter.ts';
 
 declare const self: Worker;

@@ -9,7 +9,7 @@ import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
 import type { RequestBoard } from '../../device/request_board.ts';
 import { UserError } from '../../errors.ts';
 import type { Log, LogSettings } from '../../log.ts';
-import type { LazyOptions } from '../../stripe/lazy_layer.ts';
+import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
 import type { QueueMessage } from '../../stripe/shared_state.ts';
 import { workerUrl } from '../../worker_url.ts';
 import { linkBytes, SharedState } from './queue_link.ts';
@@ -45,25 +45,6 @@ export interface QueueStart extends WorkerStart {
   /** Of a `RequestBoard` of `largestRing` places. */
   board: SharedArrayBuffer;
   lazy: LazyStart | null;
-}
-
-/** What queues need to know of a lazy disk; plain data. */
-export interface LazyStart {
-  /** Of `SharedStripes`. */
-  shared: SharedArrayBuffer;
-  stripes: number;
-  queues: number;
-  /** The image that unfetched stripes may be read from. */
-  image: DiskFacts | null;
-  options: Omit<LazyOptions, 'queue'>;
-}
-
-/** The main thread's part of a lazy disk. */
-export interface LazyMaster {
-  readonly start: LazyStart;
-  /** Called once, before any queue runs. @param wake tells a queue that it has answers */
-  connect(wake: (queue: number) => void): void;
-  receive(message: QueueMessage): void;
 }
 
 export interface ControlStart extends WorkerStart {
@@ -108,6 +89,7 @@ export class VhostServer {
 /**
  * Starts the threads and listens; resolves when a frontend can connect.
  * @param board shows the requests of all queues, as many of each as its ring has places
+ * @param lazy the main thread's part of a lazy disk
  * @throws UserError where the socket or the kernel doesn't allow it
  */
 export async function startVhostServer(
@@ -115,7 +97,7 @@ export async function startVhostServer(
   options: VhostOptions,
   board: RequestBoard,
   log: Log,
-  lazy: LazyMaster | null = null,
+  lazy: LazyDisk | null = null,
 ): Promise<VhostServer> {
   const libraryFd = openLibrary();
   const shared = new SharedArrayBuffer(linkBytes(options.numQueues));
@@ -158,7 +140,7 @@ class Thread {
 
   constructor(
     private readonly worker: Worker,
-    lazy: LazyMaster | null = null,
+    lazy: LazyDisk | null = null,
   ) {
     const ended = Promise.withResolvers<void>();
     const failed = Promise.withResolvers<Error>();

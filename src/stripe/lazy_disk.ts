@@ -1,0 +1,219 @@
+/** A lazy disk in the main thread: its metadata, its source, and the coordinator over the real files. */
+import { NativeBuffer } from '../../ffi/memory.ts';
+import type { StripeSource as SourceConfig } from '../config/device_config.ts';
+import type { Disk, DiskFacts } from '../device/disk.ts';
+import { UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { Coordinator, type StripeStatus } from './coordinator.ts';
+import { DiskTarget } from './disk_target.ts';
+import type { Clock, StripeBuffer, StripeSource } from './interfaces.ts';
+import type { LazyOptions } from './lazy_layer.ts';
+import { type OpenMetadata, openMetadata } from './metadata_file.ts';
+import {
+  FETCHED,
+  HAS_SOURCE,
+  type QueueMessage,
+  SharedStripes,
+  sharedStripeBytes,
+} from './shared_state.ts';
+import { openRawSource, RawSource } from './sources/raw.ts';
+
+/** What of a device's configuration a lazy disk needs. */
+export interface LazyConfig {
+  metadataPath: string;
+  stripeSource?: SourceConfig;
+  directIo: boolean;
+  writeThrough: boolean;
+  copyOnRead: boolean;
+  trackWritten: boolean;
+  autofetch: boolean;
+  /** MiB a second for stripes that nobody waits for; undefined: no limit. */
+  autofetchMaxMibPerS?: number;
+}
+
+/** What queues need to know of a lazy disk; plain data. */
+export interface LazyStart {
+  /** Of `SharedStripes`. */
+  shared: SharedArrayBuffer;
+  stripes: number;
+  queues: number;
+  /** The image that unfetched stripes may be read from. */
+  image: DiskFacts | null;
+  options: Omit<LazyOptions, 'queue'>;
+}
+
+/** Memory for stripes under way. */
+const BUFFERS_BYTES = 64 << 20;
+const MAX_BUFFERS = 16;
+const MIN_BUFFERS = 2;
+
+const systemClock: Clock = {
+  now: () => performance.now(),
+  sleep: (ms, signal) =>
+    new Promise((resolve) => {
+      if (signal?.aborted) return resolve();
+      const timer = setTimeout(end, ms);
+      function end() {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', end);
+        resolve();
+      }
+      signal?.addEventListener('abort', end);
+    }),
+};
+
+export class LazyDisk {
+  private wake: (queue: number) => void = () => {};
+  private readonly coordinator: Coordinator;
+
+  /** @param source null where nothing is left to fetch */
+  constructor(
+    readonly start: LazyStart,
+    private readonly metadata: OpenMetadata,
+    disk: Disk,
+    source: StripeSource | null,
+    config: LazyConfig,
+    private readonly log: Log,
+  ) {
+    const { stripes, queues, options } = start;
+    this.coordinator = new Coordinator(
+      {
+        stripeBytes: options.stripeBytes,
+        diskBytes: options.diskBytes,
+        trackWritten: config.trackWritten,
+        autofetch: config.autofetch,
+        autofetchBytesPerSecond: (config.autofetchMaxMibPerS ?? 0) * 2 ** 20,
+      },
+      {
+        layout: metadata.layout,
+        headers: metadata.headers,
+        shared: new SharedStripes(start.shared, stripes, queues),
+        source,
+        target: new DiskTarget(disk.facts),
+        store: metadata.store,
+        clock: systemClock,
+        buffers: source ? stripeBuffers(options.stripeBytes) : [],
+        wake: (queue) => this.wake(queue),
+        report: (message, { message: reason }) => this.log.warn(`${message}: ${reason}`),
+      },
+    );
+  }
+
+  /** Called once, before any queue runs. @param wake tells a queue that it has answers */
+  connect(wake: (queue: number) => void): void {
+    this.wake = wake;
+    this.coordinator.start();
+  }
+
+  receive(message: QueueMessage): void {
+    this.coordinator.receive(message);
+  }
+
+  get status(): StripeStatus {
+    return this.coordinator.status;
+  }
+
+  /** Ends fetching and records what is done; no queue may run any more. */
+  async close(): Promise<void> {
+    await this.coordinator.stop();
+    await this.metadata.close();
+  }
+}
+
+function stripeBuffers(stripeBytes: number): StripeBuffer[] {
+  const fitting = Math.floor(BUFFERS_BYTES / stripeBytes);
+  const count = Math.max(MIN_BUFFERS, Math.min(MAX_BUFFERS, fitting));
+  const memory = new NativeBuffer(count * stripeBytes);
+  return Array.from({ length: count }, (_, i) => ({
+    address: memory.address + i * stripeBytes,
+    bytes: new Uint8Array(memory.window(i * stripeBytes, stripeBytes)),
+  }));
+}
+
+/**
+ * Opens a lazy disk's metadata and, where something is left to fetch, its source.
+ * @param queues how many threads will ask
+ * @throws UserError where disk, metadata and source don't go together
+ */
+export async function openLazyDisk(
+  disk: Disk,
+  config: LazyConfig,
+  queues: number,
+  log: Log,
+): Promise<LazyDisk> {
+  const { directIo, writeThrough, metadataPath } = config;
+  const { sizeBytes, xts, readOnly } = disk.facts;
+  const metadata = await openMetadata(
+    metadataPath,
+    { directIo, writeThrough, xts, diskBytes: sizeBytes, use: 'serve' },
+    log,
+  );
+  try {
+    const { stripes, stripeBytes } = metadata.layout;
+    const missing = missingStripes(metadata.headers);
+    if (missing.count > 0 && readOnly) {
+      throw new UserError(
+        `'${disk.path}' is read-only, but ${missing.count} of its stripes are to be fetched`,
+      );
+    }
+    const source =
+      missing.count > 0 ? await openSource(config, stripeBytes, metadataPath, log) : null;
+    if (source) await checkSource(source, missing.last, stripes);
+    const image = source instanceof RawSource && !config.copyOnRead ? source : null;
+    const start: LazyStart = {
+      shared: new SharedArrayBuffer(sharedStripeBytes(stripes, queues)),
+      stripes,
+      queues,
+      image: image?.disk.facts ?? null,
+      options: {
+        stripeBytes,
+        diskBytes: sizeBytes,
+        trackWritten: config.trackWritten,
+        imageBytes: image?.sizeBytes ?? 0,
+      },
+    };
+    return new LazyDisk(start, metadata, disk, source, config, log);
+  } catch (error) {
+    await metadata.close();
+    throw error;
+  }
+}
+
+function missingStripes(headers: Uint8Array): { count: number; last: number } {
+  let count = 0;
+  let last = -1;
+  for (let i = 0; i < headers.length; i++) {
+    if ((headers[i] & (HAS_SOURCE | FETCHED)) === HAS_SOURCE) {
+      count++;
+      last = i;
+    }
+  }
+  return { count, last };
+}
+
+async function openSource(
+  { stripeSource, directIo, metadataPath }: LazyConfig,
+  stripeBytes: number,
+  metadata: string,
+  log: Log,
+): Promise<StripeSource> {
+  if (stripeSource?.source === 'raw') {
+    return await openRawSource({ path: stripeSource.path, stripeBytes, directIo }, log);
+  }
+  throw new UserError(
+    `'${metadataPath}' says that stripes are still to be fetched, but no source is configured; add ` +
+      `the 'stripe_source' that '${metadata}' was made with`,
+  );
+}
+
+async function checkSource(source: StripeSource, last: number, stripes: number): Promise<void> {
+  const problem =
+    source.has(stripes) || source.sizeBytes > stripes * 2 ** 40
+      ? 'is larger than the disk'
+      : source.has(last)
+        ? null
+        : `has no stripe ${last}, which is still to be fetched from it`;
+  if (!problem) return;
+  await source.close();
+  throw new UserError(`the stripe source ${source.description} ${problem}; is it the right one?`);
+}
