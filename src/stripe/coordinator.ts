@@ -37,12 +37,16 @@ type Phase = 'fetch' | 'claimed' | 'commit' | 'record';
 /** A stripe that something happens to. */
 interface Work {
   phase: Phase;
-  /** Who is answered when it is local, or recorded. */
+  /**
+   * Who is answered when it is local, or recorded, in the order in which they came. Whoever would
+   * overwrite all of it may do so when its turn comes, never before: a request waits for earlier ones
+   * only, and so none for itself.
+   */
   askers: Asker[];
-  /** Who would overwrite all of it, when the one that does so now fails. */
-  claims: Asker[];
   /** Who overwrites it, or has done so and waits for the bits. */
   holder: Asker | null;
+  /** What the holder writes may be lost, and no sync will say so. */
+  doubtful: boolean;
 }
 
 export interface CoordinatorParts {
@@ -81,6 +85,10 @@ export interface StripeStatus {
   metadataFailing: boolean;
 }
 
+function newWork(phase: Phase, ...askers: Asker[]): Work {
+  return { phase, askers, holder: null, doubtful: false };
+}
+
 /** Stripes looked at in one go for one that is to be fetched. */
 const SCAN = 1 << 16;
 const BACKLOG_RETRY_MS = 1;
@@ -116,6 +124,7 @@ export class Coordinator {
     }
     const listener = {
       published: (change: Change) => this.published(change),
+      dataLost: () => this.dataLost(),
       dataFailed: (change: Change, error: Error) => this.dataFailed(change, error),
       metadataFailed: (change: Change, error: Error) => this.metadataFailed(change, error),
     };
@@ -181,11 +190,11 @@ export class Coordinator {
     } else if (this.satisfied(stripe, asker.want)) {
       this.answer(stripe, asker, GRANTED);
     } else if (this.isLocal(stripe)) {
-      this.record(stripe, { phase: 'record', askers: [asker], claims: [], holder: null });
+      this.record(stripe, newWork('record', asker));
     } else if (asker.want === Want.CLAIM) {
-      this.claim(stripe, { phase: 'claimed', askers: [], claims: [], holder: asker });
+      this.claim(stripe, newWork('claimed'), asker);
     } else {
-      this.fetch(stripe, { phase: 'fetch', askers: [asker], claims: [], holder: null });
+      this.fetch(stripe, newWork('fetch', asker));
     }
   }
 
@@ -195,26 +204,22 @@ export class Coordinator {
       this.answer(stripe, asker, GRANTED);
       return;
     }
-    if (asker.want === Want.CLAIM && work.phase === 'claimed') {
-      work.claims.push(asker);
-    } else if (
-      asker.want === Want.CLAIM &&
-      work.phase === 'fetch' &&
-      this.fetcher?.cancel(stripe)
-    ) {
-      work.holder = asker;
-      this.claim(stripe, work);
-    } else {
-      work.askers.push(asker);
-      if (work.phase === 'commit' || work.phase === 'record') this.journal.hurry();
-      if (work.phase === 'fetch') this.fetcher?.request(stripe);
+    const unawaited = work.phase === 'fetch' && work.askers.length === 0;
+    if (asker.want === Want.CLAIM && unawaited && this.fetcher?.cancel(stripe)) {
+      this.claim(stripe, work, asker);
+      return;
     }
+    work.askers.push(asker);
+    if (work.phase === 'commit' || work.phase === 'record') this.journal.hurry();
+    if (work.phase === 'fetch') this.fetcher?.request(stripe);
   }
 
-  private claim(stripe: number, work: Work): void {
+  private claim(stripe: number, work: Work, holder: Asker): void {
     work.phase = 'claimed';
+    work.holder = holder;
+    work.doubtful = false;
     this.work.set(stripe, work);
-    this.answer(stripe, work.holder as Asker, CLAIMED);
+    this.answer(stripe, holder, CLAIMED);
   }
 
   private fetch(stripe: number, work: Work): void {
@@ -227,7 +232,7 @@ export class Coordinator {
   private fetched(stripe: number): void {
     let work = this.work.get(stripe);
     if (!work) {
-      work = { phase: 'commit', askers: [], claims: [], holder: null };
+      work = newWork('commit');
       this.work.set(stripe, work);
     }
     this.commit(stripe, work);
@@ -250,24 +255,23 @@ export class Coordinator {
   private claimDone(stripe: number, ok: boolean): void {
     const work = this.work.get(stripe);
     if (work?.phase !== 'claimed') throw new Error(`stripe ${stripe} was not claimed`);
-    if (ok) {
-      this.commit(stripe, work);
-      return;
-    }
-    work.holder = null;
-    this.claimFailed(stripe, work);
+    if (ok && !work.doubtful) this.commit(stripe, work);
+    else this.claimFailed(stripe, work, ok);
   }
 
-  /** Whoever comes next may try. */
-  private claimFailed(stripe: number, work: Work): void {
-    const next = work.claims.shift();
-    if (next) {
-      work.holder = next;
-      this.claim(stripe, work);
+  /** Whoever comes next may try. @param waiting whether the holder is to be told */
+  private claimFailed(stripe: number, work: Work, waiting: boolean): void {
+    if (waiting) this.answer(stripe, work.holder as Asker, -EIO);
+    work.holder = null;
+    if (work.askers[0]?.want === Want.CLAIM) {
+      this.claim(stripe, work, work.askers.shift() as Asker);
     } else if (work.askers.length > 0) {
       this.fetch(stripe, work);
     } else {
       this.work.delete(stripe);
+      // Autofetch may have passed it by.
+      this.cursor = Math.min(this.cursor, stripe);
+      this.fetcher?.pump();
     }
   }
 
@@ -277,13 +281,18 @@ export class Coordinator {
     if (bits & ~before & FETCHED && before & HAS_SOURCE) this.fetchedStripes++;
     const work = this.work.get(stripe);
     if (work) {
-      const asked = [...work.askers, ...work.claims];
-      if (work.holder) asked.unshift(work.holder);
       this.work.delete(stripe);
-      for (const asker of asked) this.ask(stripe, asker);
+      if (work.holder) this.ask(stripe, work.holder);
+      for (const asker of work.askers) this.ask(stripe, asker);
     }
     this.noteQuiet();
     this.closeSourceIfDone();
+  }
+
+  /** All that is on its way to the disk at the moment may be lost, too. */
+  private dataLost(): void {
+    this.fetcher?.doubtRunning();
+    for (const work of this.work.values()) if (work.phase === 'claimed') work.doubtful = true;
   }
 
   private dataFailed({ stripe }: Change, error: Error): void {
@@ -291,9 +300,7 @@ export class Coordinator {
     if (!work) return;
     this.parts.report(`the data of stripe ${stripe} could not be made durable`, error);
     if (work.holder) {
-      this.answer(stripe, work.holder, -EIO);
-      work.holder = null;
-      this.claimFailed(stripe, work);
+      this.claimFailed(stripe, work, true);
     } else {
       work.phase = 'fetch';
       this.fetcher?.again(stripe, error);
@@ -310,9 +317,8 @@ export class Coordinator {
   }
 
   private failAskers(stripe: number, work: Work, result: number): void {
-    const failed = [...work.askers, ...work.claims];
+    const failed = work.askers;
     work.askers = [];
-    work.claims = [];
     for (const asker of failed) this.answer(stripe, asker, result);
     if (work.phase === 'fetch') this.work.delete(stripe);
   }
@@ -363,7 +369,7 @@ export class Coordinator {
     while (this.cursor < end) {
       const stripe = this.cursor++;
       if (!this.isLocal(stripe) && !this.work.has(stripe)) {
-        this.work.set(stripe, { phase: 'fetch', askers: [], claims: [], holder: null });
+        this.work.set(stripe, newWork('fetch'));
         return stripe;
       }
     }

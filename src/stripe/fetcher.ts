@@ -27,6 +27,8 @@ export class Fetcher {
   /** Stripes that somebody waits for, in order. */
   private readonly demand = new Set<number>();
   private readonly running = new Set<number>();
+  /** Those of them that count as failed whatever becomes of them. */
+  private readonly doubtful = new Set<number>();
   private readonly failures = new Map<number, { attempts: number; message: string }>();
   /** Failed stripes that wait for their next try. */
   private readonly resting = new Set<number>();
@@ -96,6 +98,11 @@ export class Fetcher {
   /** A stripe that was fetched is to be fetched once more, because what was written may be lost. */
   again(stripe: number, error: Error): void {
     this.rest(stripe, error);
+  }
+
+  /** What is being written may be lost without anybody being told: it is fetched once more. */
+  doubtRunning(): void {
+    for (const stripe of this.running) this.doubtful.add(stripe);
   }
 
   set autofetch(on: boolean) {
@@ -177,6 +184,7 @@ export class Fetcher {
     this.free.push(buffer);
     this.running.delete(stripe);
     if (this.running.size === 0) this.settled.resolve();
+    if (this.doubtful.delete(stripe)) failure ??= new Error('the disk has lost writes');
     if (this.stop.signal.aborted) return;
     if (failure) {
       this.rest(stripe, failure);

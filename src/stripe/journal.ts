@@ -17,6 +17,11 @@ export interface Change {
 export interface JournalListener {
   /** The bits are durable. */
   published(change: Change): void;
+  /**
+   * Storage has failed: all that was written up to now and isn't durable may be lost, without any later
+   * sync telling so. What is known of it follows.
+   */
+  dataLost(): void;
   /** The data may be lost: the change is forgotten. */
   dataFailed(change: Change, error: Error): void;
   /** The bits could not be written for a while. They are tried on; whoever waits should not. */
@@ -122,9 +127,11 @@ export class Journal {
       await this.target.sync();
       return group;
     } catch (error) {
-      for (const change of group) {
-        if (change.afterData) this.listener.dataFailed(change, error as Error);
-      }
+      // What was written since the sync began is as doubtful.
+      const doubtful = [...group, ...this.pending].filter(({ afterData }) => afterData);
+      this.pending = this.pending.filter(({ afterData }) => !afterData);
+      this.listener.dataLost();
+      for (const change of doubtful) this.listener.dataFailed(change, error as Error);
       return group.filter(({ afterData }) => !afterData);
     }
   }
