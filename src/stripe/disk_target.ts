@@ -1,4 +1,5 @@
 /** The disk as main fills it: through the same open files as the queues, encrypted where it is. */
+import { closeSync, constants, openSync } from 'node:fs';
 import { EOPNOTSUPP, failed } from '../../ffi/errno.ts';
 import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
@@ -15,9 +16,15 @@ const ZERO_BYTES = 1 << 20;
 export class DiskTarget implements TargetDisk {
   private canPunch: boolean;
   private zeroes: NativeBuffer | null = null;
+  private readonly syncFd: number;
 
   constructor(private readonly facts: DiskFacts) {
     this.canPunch = facts.canPunch;
+    this.syncFd = reopen(facts.fd);
+  }
+
+  close(): void {
+    if (this.syncFd !== this.facts.fd) closeSync(this.syncFd);
   }
 
   /** Leaves ciphertext in the buffer where the disk is encrypted. */
@@ -58,13 +65,25 @@ export class DiskTarget implements TargetDisk {
 
   async sync(): Promise<void> {
     // Also of files opened O_DSYNC: holes aren't writes.
-    await syncFile(this.facts.fd);
+    await syncFile(this.syncFd);
   }
 
   /** Never written to: its pages take no memory. */
   private zeroBuffer(): NativeBuffer {
     this.zeroes ??= new NativeBuffer(ZERO_BYTES);
     return this.zeroes;
+  }
+}
+
+/**
+ * Another open description of the file. The kernel tells each of lost writes once: were it shared with
+ * the queues, a guest's flush would hide from us what it was told, and we from the guest.
+ */
+function reopen(fd: number): number {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_RDWR);
+  } catch {
+    return fd;
   }
 }
 

@@ -34,7 +34,11 @@ export interface TargetDisk {
   write(offset: number, data: StripeBuffer): Promise<void>;
   /** Makes a range read as zeroes. */
   zero(offset: number, length: number): Promise<void>;
-  /** Everything written before the call is on stable storage when it resolves. */
+  /**
+   * Everything written before the call is on stable storage when it resolves.
+   * @throws Error where some of what was written since the last sync may be lost, also where somebody
+   *   else was told so before
+   */
   sync(): Promise<void>;
 }
 
