@@ -140,12 +140,22 @@ export async function openMetadata(
           'allow it',
       );
     }
+    // What a server wrote that was killed may be in the cache alone; guests' data will rely on it.
+    if (use === 'serve') await syncBefore(path, disk.facts.fd);
     const store = new MetadataFile(disk.facts, xts);
     const parsed = await load(disk, store, diskBytes, use === 'look' ? 2 : 1);
     return { ...parsed, store, close: async () => disk.close() };
   } catch (error) {
     disk.close();
     throw error;
+  }
+}
+
+async function syncBefore(path: string, fd: number): Promise<void> {
+  try {
+    await syncFile(fd);
+  } catch (error) {
+    throw new UserError(`'${path}' can't be made durable: ${errorName(error)}`);
   }
 }
 
