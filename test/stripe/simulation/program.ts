@@ -1,0 +1,177 @@
+import { type BlockDevice, RequestTable } from '../../../src/device/request.ts';
+import { Coordinator, type CoordinatorParts } from '../../../src/stripe/coordinator.ts';
+import { LazyLayer } from '../../../src/stripe/lazy_layer.ts';
+import { parseMetadata } from '../../../src/stripe/metadata_layout.ts';
+import {
+  type Answer,
+  CLAIMED,
+  type QueueMessage,
+  SharedStripes,
+  sharedStripeBytes,
+  Want,
+} from '../../../src/stripe/shared_state.ts';
+import type { Bug } from './bugs.ts';
+import type { Checker } from './checker.ts';
+import type { Memory } from './memory.ts';
+import { SimDevice, SimStore, SimTarget } from './sim_disk.ts';
+import type { Opening, SimFile } from './sim_file.ts';
+import { SimImage, SimSource } from './sim_source.ts';
+import { StripeWatch } from './stripe_watch.ts';
+import { POISON, SECTOR, wordsOf } from './values.ts';
+import type { World } from './world.ts';
+
+/** What outlives the program. */
+export interface Surroundings {
+  world: World;
+  disk: SimFile<number>;
+  metadata: SimFile<Uint8Array>;
+  checker: Checker;
+  memory: Memory;
+  /** The queues' opening of the disk: an error that nobody was told of is not forgotten. */
+  opening: Opening;
+  bug: Bug | null;
+}
+
+class WatchedStripes extends SharedStripes {
+  answered: ((queue: number, answer: Answer) => void) | null = null;
+
+  override put(queue: number, answer: Answer): boolean {
+    const { stripe, want, result } = answer;
+    if (!super.put(queue, answer)) return false;
+    this.answered?.(queue, { stripe, want, result });
+    return true;
+  }
+}
+
+/** The program from its start to its end: the coordinator, and a lazy layer for each queue. */
+export class Program {
+  readonly coordinator: Coordinator;
+  readonly layers: LazyLayer[];
+  readonly tables: RequestTable[] = [];
+  readonly shared: WatchedStripes;
+  readonly source: SimSource | null;
+  private readonly watch: StripeWatch;
+  /** When the last message of each queue arrives: later ones do so later. */
+  private readonly arrivalsMs: number[];
+  private readonly waking: boolean[];
+
+  constructor(private readonly around: Surroundings) {
+    const { world, bug, checker } = around;
+    const { scenario } = world;
+    const { queues, stripes } = scenario;
+    this.arrivalsMs = new Array(queues).fill(0);
+    this.waking = new Array(queues).fill(false);
+    const memory = new SharedArrayBuffer(sharedStripeBytes(stripes, queues));
+    this.shared = new WatchedStripes(memory, stripes, queues);
+    this.watch = new StripeWatch(world, this.shared.states, checker);
+    this.shared.answered = (queue, answer) => this.answered(queue, answer);
+    this.source = scenario.sourceBytes > 0 ? new SimSource(world, this.watch) : null;
+    const parts = this.parts();
+    bug?.parts?.(parts, world);
+    this.coordinator = new Coordinator(
+      {
+        stripeBytes: SECTOR << scenario.shift,
+        diskBytes: scenario.diskSectors * SECTOR,
+        trackWritten: scenario.trackWritten,
+        autofetch: scenario.autofetch,
+        autofetchBytesPerSecond: scenario.autofetchBytesPerSecond,
+        journal: scenario.journal,
+      },
+      parts,
+    );
+    bug?.coordinator?.(this.coordinator, world);
+    this.layers = this.arrivalsMs.map((_, queue) => this.layer(queue));
+    this.coordinator.start();
+  }
+
+  /** A queue's thread is awake, and looks for answers. */
+  awake(queue: number): void {
+    this.layers[queue].receive();
+  }
+
+  private parts(): CoordinatorParts {
+    const { world, disk, metadata, bug } = this.around;
+    const { scenario } = world;
+    // What the file's cache holds may not be durable: the program that wrote it may have been killed.
+    if (!bug?.trustsCache) metadata.sectors.settle();
+    const bytes = new Uint8Array(metadata.sectors.count * SECTOR);
+    for (let i = 0; i < metadata.sectors.count; i++) {
+      bytes.set(metadata.sectors.visible(i), i * SECTOR);
+    }
+    const diskBytes = scenario.diskSectors * SECTOR;
+    const buffers = Array.from({ length: scenario.buffers }, (_, i) => {
+      const buffer = { address: 4096 * (i + 1), bytes: new Uint8Array(SECTOR << scenario.shift) };
+      wordsOf(buffer.bytes).fill(POISON);
+      return buffer;
+    });
+    return {
+      ...parseMetadata(bytes, diskBytes),
+      shared: this.shared,
+      source: this.source,
+      target: new SimTarget(world, disk, this.watch),
+      store: new SimStore(world, metadata),
+      clock: world.timeline,
+      buffers,
+      wake: (queue) => this.wake(queue),
+      report: (message, error) => world.note(() => `main: ${message}: ${error.message}`),
+    };
+  }
+
+  private layer(queue: number): LazyLayer {
+    const { world, disk, opening, memory, bug } = this.around;
+    const { scenario } = world;
+    const table = new RequestTable();
+    this.tables.push(table);
+    const base = new SimDevice(world, disk, opening, memory, this.watch);
+    const image = scenario.image ? new SimImage(world, memory) : null;
+    const devices: { base: BlockDevice; image: BlockDevice | null } = { base, image };
+    bug?.devices?.(devices, world);
+    const options = {
+      queue,
+      stripeBytes: SECTOR << scenario.shift,
+      diskBytes: scenario.diskSectors * SECTOR,
+      trackWritten: scenario.trackWritten,
+      imageBytes: image ? scenario.sourceBytes : 0,
+    };
+    const post = (message: QueueMessage) => this.post(message);
+    const layer = new LazyLayer(devices.base, devices.image, this.shared, table, options, post);
+    bug?.layer?.(layer, world, options);
+    return layer;
+  }
+
+  /** A message of a queue arrives at main some time later, and after those before it. */
+  private post(message: QueueMessage): void {
+    const { world } = this.around;
+    const { timeline, dice, scenario } = world;
+    const { queue } = message;
+    const copy = structuredClone(message);
+    const atMs = Math.max(
+      this.arrivalsMs[queue],
+      timeline.now() + dice.delayMs(scenario.messageMs),
+    );
+    this.arrivalsMs[queue] = atMs;
+    timeline.after(atMs - timeline.now(), () => {
+      world.note(() => `main: gets ${JSON.stringify(copy)}`);
+      if (copy.kind === 'claimDone')
+        for (const stripe of copy.stripes) this.watch.claimEnded(stripe);
+      this.coordinator.receive(copy);
+    });
+  }
+
+  private answered(queue: number, { stripe, want, result }: Answer): void {
+    this.around.world.note(
+      () => `main: answers ${queue}: stripe ${stripe} want ${want}: ${result}`,
+    );
+    if (want === Want.CLAIM && result === CLAIMED) this.watch.claim(stripe);
+  }
+
+  private wake(queue: number): void {
+    const { timeline, dice, scenario } = this.around.world;
+    if (this.waking[queue]) return;
+    this.waking[queue] = true;
+    timeline.after(dice.delayMs(scenario.messageMs), () => {
+      this.waking[queue] = false;
+      this.awake(queue);
+    });
+  }
+}

@@ -1,0 +1,102 @@
+import { EIO } from '../../../ffi/errno.ts';
+import { type BlockDevice, type BlockRequest, READ } from '../../../src/device/request.ts';
+import type { StripeBuffer, StripeSource } from '../../../src/stripe/interfaces.ts';
+import { sourceSector } from './checker.ts';
+import type { Memory } from './memory.ts';
+import { SECTOR, store, wordsOf } from './values.ts';
+import type { World } from './world.ts';
+
+/** What the source and whoever copies from it tell of their work. */
+export interface FetchWatch {
+  begun(stripe: number): void;
+  ended(stripe: number): void;
+}
+
+export class SimSource implements StripeSource {
+  readonly description = 'simulated';
+  readonly sizeBytes: number;
+  closed = false;
+
+  constructor(
+    private readonly world: World,
+    private readonly watch: FetchWatch,
+  ) {
+    this.sizeBytes = world.scenario.sourceBytes;
+  }
+
+  has(stripe: number): boolean {
+    return this.world.scenario.hasSource[stripe] ?? false;
+  }
+
+  async read(stripe: number, buffer: StripeBuffer, signal: AbortSignal): Promise<boolean> {
+    const { world } = this;
+    const { scenario, timeline, dice } = world;
+    const first = stripe << scenario.shift;
+    const count = Math.min(1 << scenario.shift, scenario.diskSectors - first);
+    if (this.closed) world.fail(`stripe ${stripe} was asked of a source that is closed`);
+    if (!this.has(stripe)) world.fail(`the source was asked for stripe ${stripe}`);
+    if (buffer.bytes.length !== count * SECTOR) world.fail(`wrong length for stripe ${stripe}`);
+    this.watch.begun(stripe);
+    world.note(() => `source: read stripe ${stripe}`);
+    await timeline.sleep(dice.delayMs(scenario.sourceMs), signal);
+    const error = await this.trouble(signal);
+    const words = wordsOf(buffer.bytes);
+    if (!error && scenario.zeroStripes[stripe]) return false;
+    // A read that fails leaves a part of what it was to bring.
+    const filled = error ? dice.below(count + 1) : count;
+    for (let i = 0; i < filled; i++) store(words, i, sourceSector(scenario, first + i));
+    if (!error) return true;
+    this.watch.ended(stripe);
+    world.note(() => `source: stripe ${stripe} fails: ${error}`);
+    throw new Error(error);
+  }
+
+  async close(): Promise<void> {
+    if (this.closed) this.world.fail('the source was closed twice');
+    this.closed = true;
+    this.world.note(() => 'source: closed');
+  }
+
+  private async trouble(signal: AbortSignal): Promise<string | null> {
+    const { world } = this;
+    const { scenario, timeline, dice } = world;
+    if (signal.aborted) return 'given up';
+    const now = timeline.now();
+    const outage = scenario.outages.find(({ fromMs, toMs }) => fromMs <= now && now < toMs);
+    if (outage && world.faulty) {
+      if (dice.chance(2)) await timeline.sleep(outage.toMs - now, signal);
+      return 'away';
+    }
+    const { source } = scenario.faults;
+    return world.faulty && source > 0 && dice.chance(source) ? 'bad luck' : null;
+  }
+}
+
+/** The image of the source, as queues read it. */
+export class SimImage implements BlockDevice {
+  inFlight = 0;
+
+  constructor(
+    private readonly world: World,
+    private readonly memory: Memory,
+  ) {}
+
+  submit(request: BlockRequest): void {
+    const { world, memory } = this;
+    const { scenario, timeline, dice } = world;
+    if (request.op !== READ) world.fail('the image was asked for more than a read');
+    if (request.offset + request.length > scenario.sourceBytes) {
+      world.fail(`a read goes beyond the end of the image: ${request.offset}+${request.length}`);
+    }
+    this.inFlight++;
+    timeline.after(dice.delayMs(scenario.diskMs), () => {
+      this.inFlight--;
+      const first = request.offset / SECTOR;
+      for (let i = 0; i < request.length / SECTOR; i++) {
+        memory.store(request.address, i, sourceSector(scenario, first + i));
+      }
+      request.result = world.fault(scenario.faults.image) ? -EIO : 0;
+      request.owner.completed(request);
+    });
+  }
+}

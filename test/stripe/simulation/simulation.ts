@@ -1,0 +1,292 @@
+/**
+ * One run: a disk with its metadata, a source, a guest, and the program that serves it, which crashes
+ * and starts again. Everything is decided by the seed.
+ */
+import { FLUSH, READ } from '../../../src/device/request.ts';
+import { FETCHED, HAS_SOURCE } from '../../../src/stripe/shared_state.ts';
+import type { Bug } from './bugs.ts';
+import { Checker, firstSector, sourceSector } from './checker.ts';
+import { Guest } from './guest.ts';
+import { Memory } from './memory.ts';
+import { Model } from './model.ts';
+import { Program, type Surroundings } from './program.ts';
+import type { Ending, Life } from './scenario.ts';
+import { SimFile } from './sim_file.ts';
+import { SECTOR } from './values.ts';
+import { Violation, World } from './world.ts';
+
+/** Virtual time after which nobody may be waiting any more, once nothing fails. */
+const PATIENCE_MS = 200_000;
+const AUTOFETCH_PATIENCE_MS = 2_000_000;
+/** Metadata that fails for good is tried five times before the guest is told. */
+const DEAD_METADATA_PATIENCE_MS = 60_000;
+const MAX_STEPS = 300_000;
+
+export interface Outcome {
+  /** What was found to be wrong, or null. */
+  violation: string | null;
+  /** Events that happened. */
+  steps: number;
+}
+
+export interface RunOptions {
+  bug?: Bug;
+  /** Is told what happens. */
+  trace?: (line: string) => void;
+  /** Ends the first life after so many events, whatever the seed says. */
+  cutAt?: { steps: number; ending: Ending };
+}
+
+/** Runs one seed. */
+export function simulate(seed: number, options: RunOptions = {}): Outcome {
+  const simulation = new Simulation(seed, options);
+  try {
+    simulation.run();
+  } catch (error) {
+    if (!(error instanceof Violation)) simulation.world.fail(`thrown: ${(error as Error).stack}`);
+  }
+  return { violation: simulation.world.violation, steps: simulation.world.timeline.steps };
+}
+
+class Simulation {
+  readonly world: World;
+  private readonly checker: Checker;
+  private readonly model: Model;
+  private readonly around: Surroundings;
+  private readonly guest: Guest;
+  private program: Program | null = null;
+
+  constructor(
+    seed: number,
+    private readonly options: RunOptions,
+  ) {
+    const world = new World(seed, options.trace ?? null);
+    this.world = world;
+    const { scenario } = world;
+    const { faults, diskSectors, unitBytes } = scenario;
+    this.checker = new Checker(
+      world,
+      () => this.around.disk.sectors,
+      () => this.around.metadata.sectors,
+      () => this.model,
+    );
+    this.model = new Model(diskSectors, (i) => firstSector(scenario, i), this.checker.changed);
+    const disk = new SimFile(
+      world,
+      'disk',
+      diskSectors,
+      (i) => firstSector({ ...scenario, hasSource: [] }, i),
+      { read: faults.dataRead, write: faults.dataWrite, sync: faults.dataSync },
+      scenario.diskMs,
+      this.checker.changed,
+    );
+    const bytes = this.firstMetadata(unitBytes);
+    const metadata = new SimFile(
+      world,
+      'metadata',
+      bytes.length / SECTOR,
+      (i) => bytes.slice(i * SECTOR, (i + 1) * SECTOR),
+      { read: 0, write: faults.metadataWrite, sync: faults.metadataSync },
+      scenario.diskMs,
+      this.checker.metadataChanged,
+    );
+    const memory = new Memory(scenario.queues * scenario.depth * diskSectors);
+    const { checker } = this;
+    const opening = disk.open();
+    const bug = options.bug ?? null;
+    this.around = { world, disk, metadata, checker, memory, opening, bug };
+    this.guest = new Guest(world, this.model, checker, memory);
+    world.note(() => JSON.stringify(scenario));
+  }
+
+  run(): void {
+    const { lives } = this.world.scenario;
+    const { cutAt } = this.options;
+    if (cutAt) lives.unshift({ ...lives[0], ...cutAt });
+    lives.forEach((life, i) => {
+      this.start(life);
+      if (i < lives.length - 1) this.live(life);
+      else this.liveOn();
+    });
+  }
+
+  private firstMetadata(unitBytes: number): Uint8Array {
+    const { layout } = this.checker;
+    const bytes = new Uint8Array(Math.ceil(layout.sizeBytes / unitBytes) * unitBytes);
+    const headers = Uint8Array.from(this.world.scenario.hasSource, (has) => (has ? HAS_SOURCE : 0));
+    layout.encode(headers, 0, bytes);
+    return bytes;
+  }
+
+  private start({ requests }: Life): void {
+    this.world.note(() => '--- the program starts');
+    this.program = new Program(this.around);
+    this.checker.metadataChanged();
+    this.guest.begin(this.program, requests);
+  }
+
+  /** One event, and a look at everything; false where nothing is left to happen. */
+  private step(): boolean {
+    const { world } = this;
+    const more = world.timeline.step();
+    this.checker.check(this.program?.shared.states ?? null);
+    world.check();
+    if (world.timeline.steps > MAX_STEPS) this.fail('it goes on and on');
+    return more;
+  }
+
+  private fail(text: string): never {
+    this.world.fail(text);
+    throw new Violation(text);
+  }
+
+  /** Goes on until something is so. */
+  private until(reached: () => boolean, patienceMs: number, what: () => string): void {
+    const { timeline } = this.world;
+    const deadlineMs = timeline.now() + patienceMs;
+    while (!reached()) {
+      if (!this.step()) this.fail(`nothing goes on: ${what()}`);
+      if (timeline.now() > deadlineMs) this.fail(`it takes too long: ${what()}`);
+    }
+  }
+
+  private untilAnswered(patienceMs: number): void {
+    const { guest } = this;
+    this.until(
+      () => guest.left === 0 && guest.waiting === 0,
+      patienceMs,
+      () => `the guest waits for ${guest.describeWaiting()}`,
+    );
+  }
+
+  /** A life that ends before its time. */
+  private live({ steps, ending }: Life): void {
+    for (let i = 0; i < steps && this.step(); ) i++;
+    if (ending === 'stop') this.stop();
+    this.world.note(() => `--- ${ending}`);
+    this.around.disk.abandon();
+    this.around.metadata.abandon();
+    this.world.timeline.clear();
+    this.program = null;
+    if (ending === 'power cut') this.cutPower();
+    else {
+      this.around.disk.sectors.endAll();
+      this.model.restarted(null);
+    }
+    this.world.check();
+  }
+
+  private cutPower(): void {
+    const { disk, metadata } = this.around;
+    this.checker.check(null);
+    const { dice } = this.world;
+    disk.sectors.cut((versions) => dice.below(versions));
+    metadata.sectors.cut((versions) => dice.below(versions));
+    this.around.opening.seen = disk.open().seen;
+    const { scenario } = this.world;
+    this.model.restarted((sector) => {
+      const stripe = sector >> scenario.shift;
+      const missing = scenario.hasSource[stripe] && !(this.checker.durableBits(stripe) & FETCHED);
+      return missing ? sourceSector(scenario, sector) : disk.sectors.visible(sector);
+    });
+  }
+
+  /** The program is told to stop; its guest is gone by then. */
+  private stop(): void {
+    const { world, program } = this;
+    this.guest.left = 0;
+    const faulty = world.faulty;
+    world.faulty = false;
+    this.untilAnswered(PATIENCE_MS);
+    world.faulty = faulty;
+    let stopped = false;
+    world.timeline.after(0, () => {
+      program?.coordinator.stop().then(() => {
+        stopped = true;
+      });
+    });
+    this.until(
+      () => stopped,
+      PATIENCE_MS,
+      () => 'the program does not stop',
+    );
+    if (program?.source && !program.source.closed)
+      this.fail('the source was not closed at the end');
+  }
+
+  /** The last life, at whose end all is quiet and complete. */
+  private liveOn(): void {
+    const { world, guest, around } = this;
+    if (world.scenario.metadataDies) {
+      for (let i = world.dice.below(200); i > 0 && this.step(); ) i--;
+      world.faulty = false;
+      around.metadata.dead = true;
+      world.note(() => '--- the metadata file fails from now on');
+      const metadataMs = world.scenario.thinkMs * 20 * guest.left + DEAD_METADATA_PATIENCE_MS;
+      this.untilAnswered(PATIENCE_MS + metadataMs);
+      around.metadata.dead = false;
+    } else if (guest.left > 0) {
+      while (guest.left > 0 && this.step());
+    }
+    world.faulty = false;
+    world.note(() => '--- nothing fails any more');
+    this.untilAnswered(PATIENCE_MS + world.scenario.thinkMs * 20 * guest.left);
+    this.complete();
+    this.compareAll();
+    while (this.step());
+    this.checkRest();
+    this.stop();
+  }
+
+  /** Autofetch ends by itself; without it the guest's reads bring everything. */
+  private complete(): void {
+    const { autofetch, image } = this.world.scenario;
+    const { source } = this.program as Program;
+    if (!source || (image && !autofetch)) return;
+    if (!autofetch) this.readAll();
+    this.until(
+      () => source.closed,
+      AUTOFETCH_PATIENCE_MS,
+      () => `not everything is fetched: ${JSON.stringify(this.program?.coordinator.status)}`,
+    );
+  }
+
+  /** The guest flushes and reads everything; what it sees is what a power cut leaves. */
+  private compareAll(): void {
+    const { guest } = this;
+    // The first flush may tell of an error of the past, the next one may not.
+    guest.submit(FLUSH, 0, 0, false);
+    this.untilAnswered(PATIENCE_MS);
+    guest.submit(FLUSH, 0, 0, false);
+    this.untilAnswered(PATIENCE_MS);
+    this.readAll();
+  }
+
+  private readAll(): void {
+    const { diskSectors, shift } = this.world.scenario;
+    const perStripe = 1 << shift;
+    const step = diskSectors > 1000 ? diskSectors : perStripe;
+    for (let first = 0; first < diskSectors; first += step) {
+      const count = Math.min(step, diskSectors - first);
+      while (!this.guest.submit(READ, first, count, false)) this.step();
+    }
+    this.untilAnswered(PATIENCE_MS);
+  }
+
+  private checkRest(): void {
+    const { coordinator, shared, layers } = this.program as Program;
+    const { trackWritten, hasSource } = this.world.scenario;
+    const status = coordinator.status;
+    const fetched = shared.states.filter((state) => (state & FETCHED) !== 0).length;
+    const sources = hasSource.filter((has) => has).length;
+    const rest = [status.queued, status.inFlight, status.failing.length, status.metadataFailing];
+    const wrong =
+      status.total !== hasSource.length ||
+      status.source !== sources ||
+      status.fetched !== fetched ||
+      rest.some((number) => Number(number) !== 0);
+    if (wrong) this.fail(`the status is wrong: ${JSON.stringify(status)}, fetched ${fetched}`);
+    if (fetched === sources && !trackWritten && !shared.quiet) this.fail('all is local, not quiet');
+    if (layers.some(({ inFlight }) => inFlight !== 0)) this.fail('a queue is not at rest');
+  }
+}
