@@ -65,6 +65,7 @@ const systemClock: Clock = {
 export class LazyDisk {
   private wake: (queue: number) => void = () => {};
   private readonly coordinator: Coordinator;
+  private readonly target: DiskTarget;
 
   /** @param source null where nothing is left to fetch */
   constructor(
@@ -76,6 +77,7 @@ export class LazyDisk {
     private readonly log: Log,
   ) {
     const { stripes, queues, options } = start;
+    this.target = new DiskTarget(disk.facts);
     this.coordinator = new Coordinator(
       {
         stripeBytes: options.stripeBytes,
@@ -89,7 +91,7 @@ export class LazyDisk {
         headers: metadata.headers,
         shared: new SharedStripes(start.shared, stripes, queues),
         source,
-        target: new DiskTarget(disk.facts),
+        target: this.target,
         store: metadata.store,
         clock: systemClock,
         buffers: source ? stripeBuffers(options.stripeBytes) : [],
@@ -116,6 +118,7 @@ export class LazyDisk {
   /** Ends fetching and records what is done; no queue may run any more. */
   async close(): Promise<void> {
     await this.coordinator.stop();
+    this.target.close();
     await this.metadata.close();
   }
 }
