@@ -4,7 +4,7 @@ import { loadDeviceConfig } from '../config/load_device_config.ts';
 import { expandXts } from '../crypto/xts.ts';
 import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { refuseSameFiles } from '../stripe/distinct_files.ts';
+import { refuseSameFilesOf } from '../stripe/distinct_files.ts';
 import type { Arguments } from './arguments.ts';
 
 /** What the commands for metadata files take from the device's configuration. */
@@ -41,7 +41,7 @@ export function readMetadataSettings(args: Arguments, log: Log): MetadataSetting
         `${file}: metadata_path: is required; name the file that says which stripes are where`,
       );
     }
-    refuseSameFiles(filesOf(config, metadataPath));
+    refuseSameFilesOf(config);
     return {
       config,
       metadataPath,
@@ -53,12 +53,4 @@ export function readMetadataSettings(args: Arguments, log: Log): MetadataSetting
   } finally {
     wipeSecrets();
   }
-}
-
-function filesOf({ path, stripeSource }: DeviceConfig, metadataPath: string) {
-  return [
-    { role: "the disk's data file", path },
-    { role: 'the metadata file', path: metadataPath },
-    ...(stripeSource?.source === 'raw' ? [{ role: 'the image', path: stripeSource.path }] : []),
-  ];
 }

@@ -9,6 +9,7 @@ import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts
 import type { Log } from '../log.ts';
 import { deviceCommands, type ServedDevice } from '../observe/device_commands.ts';
 import type { RpcServer } from '../observe/rpc_server.ts';
+import { refuseSameFilesOf } from '../stripe/distinct_files.ts';
 import type { LazyDisk } from '../stripe/lazy_disk.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
@@ -75,6 +76,7 @@ async function open(
   try {
     checkSocketPlaces(socket, config.rpcSocketPath);
     if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
+    refuseSameFilesOf(config);
     if (config.encryptionKey) {
       xts = expandXts(config.encryptionKey);
       if (!secretsAreLocked()) log.warn(unlockedSecrets);

@@ -1,5 +1,8 @@
 import { statSync } from 'node:fs';
+import type { DeviceConfig } from '../config/device_config.ts';
 import { UserError } from '../errors.ts';
+
+type DeviceFiles = Pick<DeviceConfig, 'path' | 'metadataPath' | 'stripeSource'>;
 
 /** A file of a configuration. */
 export interface NamedFile {
@@ -26,6 +29,15 @@ export function refuseSameFiles(files: readonly NamedFile[]): void {
     }
     seen.set(identity, file);
   }
+}
+
+/** The same for a device's own files. @throws UserError */
+export function refuseSameFilesOf(device: DeviceFiles): void {
+  const { path, metadataPath, stripeSource } = device;
+  const files = [{ role: "the disk's data file", path }];
+  if (metadataPath !== undefined) files.push({ role: 'the metadata file', path: metadataPath });
+  if (stripeSource?.source === 'raw') files.push({ role: 'the image', path: stripeSource.path });
+  refuseSameFiles(files);
 }
 
 function identityOf(path: string): string | undefined {

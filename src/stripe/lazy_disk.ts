@@ -67,11 +67,15 @@ export class LazyDisk {
   private readonly coordinator: Coordinator;
   private readonly target: DiskTarget;
 
-  /** @param source null where nothing is left to fetch */
+  /**
+   * @param image what queues read themselves as long as stripes aren't fetched
+   * @param source null where nothing is left to fetch
+   */
   constructor(
     readonly start: LazyStart,
     private readonly metadata: OpenMetadata,
     disk: Disk,
+    private readonly image: Disk | null,
     source: StripeSource | null,
     config: LazyConfig,
     private readonly log: Log,
@@ -119,6 +123,7 @@ export class LazyDisk {
   async close(): Promise<void> {
     await this.coordinator.stop();
     this.target.close();
+    this.image?.close();
     await this.metadata.close();
   }
 }
@@ -159,23 +164,22 @@ export async function openLazyDisk(
         `'${disk.path}' is read-only, but ${missing.count} of its stripes are to be fetched`,
       );
     }
-    const source =
-      missing.count > 0 ? await openSource(config, stripeBytes, metadataPath, log) : null;
+    const source = missing.count > 0 ? await openSource(config, stripeBytes, log) : null;
     if (source) await checkSource(source, missing.last, stripes);
-    const image = source instanceof RawSource && !config.copyOnRead ? source : null;
+    const image = source instanceof RawSource && !config.copyOnRead ? source.disk : null;
     const start: LazyStart = {
       shared: new SharedArrayBuffer(sharedStripeBytes(stripes, queues)),
       stripes,
       queues,
-      image: image?.disk.facts ?? null,
+      image: image?.facts ?? null,
       options: {
         stripeBytes,
         diskBytes: sizeBytes,
         trackWritten: config.trackWritten,
-        imageBytes: image?.sizeBytes ?? 0,
+        imageBytes: image?.facts.sizeBytes ?? 0,
       },
     };
-    return new LazyDisk(start, metadata, disk, source, config, log);
+    return new LazyDisk(start, metadata, disk, image, source, config, log);
   } catch (error) {
     await metadata.close();
     throw error;
@@ -195,17 +199,17 @@ function missingStripes(headers: Uint8Array): { count: number; last: number } {
 }
 
 async function openSource(
-  { stripeSource, directIo, metadataPath }: LazyConfig,
+  { stripeSource, directIo, metadataPath, copyOnRead }: LazyConfig,
   stripeBytes: number,
-  metadata: string,
   log: Log,
 ): Promise<StripeSource> {
   if (stripeSource?.source === 'raw') {
-    return await openRawSource({ path: stripeSource.path, stripeBytes, directIo }, log);
+    const { path } = stripeSource;
+    return await openRawSource({ path, stripeBytes, directIo, kept: !copyOnRead }, log);
   }
   throw new UserError(
     `'${metadataPath}' says that stripes are still to be fetched, but no source is configured; add ` +
-      `the 'stripe_source' that '${metadata}' was made with`,
+      "the 'stripe_source' that it was made for",
   );
 }
 

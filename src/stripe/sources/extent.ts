@@ -37,7 +37,7 @@ export async function sourceExtent(
     },
     log,
   );
-  const raw = new RawSource(image, stripeBytes);
+  const raw = new RawSource(image, stripeBytes, false);
   await raw.close();
   return raw;
 }

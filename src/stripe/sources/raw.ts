@@ -8,6 +8,8 @@ import type { StripeBuffer, StripeSource } from '../interfaces.ts';
 
 export interface RawSourceOptions {
   path: string;
+  /** Queues read the image themselves: whoever opens it closes it, when they have ended. */
+  kept: boolean;
   stripeBytes: number;
   directIo: boolean;
 }
@@ -17,10 +19,14 @@ export class RawSource implements StripeSource {
   readonly sizeBytes: number;
   private canFindHoles = true;
 
+  /**
+   * @param disk the image
+   * @param kept somebody else reads the image, too, and closes it
+   */
   constructor(
-    /** The image, for queues that read it themselves. */
     readonly disk: Disk,
     private readonly stripeBytes: number,
+    private readonly kept: boolean,
   ) {
     this.sizeBytes = disk.facts.sizeBytes;
     this.description = `raw (path: ${disk.path}, size: ${this.sizeBytes} bytes)`;
@@ -44,7 +50,7 @@ export class RawSource implements StripeSource {
   }
 
   async close(): Promise<void> {
-    this.disk.close();
+    if (!this.kept) this.disk.close();
   }
 
   private isHole(offset: number, length: number): boolean {
@@ -62,7 +68,7 @@ export class RawSource implements StripeSource {
  * @throws UserError where it is missing, of a wrong kind or size, or being written by another process
  */
 export async function openRawSource(options: RawSourceOptions, log: Log): Promise<RawSource> {
-  const { path, stripeBytes, directIo } = options;
+  const { path, stripeBytes, directIo, kept } = options;
   const settings = {
     path,
     directIo,
@@ -70,5 +76,5 @@ export async function openRawSource(options: RawSourceOptions, log: Log): Promis
     writeThrough: false,
     readOnly: true,
   } as const;
-  return new RawSource(await openDisk(settings, log), stripeBytes);
+  return new RawSource(await openDisk(settings, log), stripeBytes, kept);
 }
