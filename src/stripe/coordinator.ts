@@ -106,7 +106,7 @@ export class Coordinator {
   /** Stripes below need not be looked at by autofetch. */
   private cursor = 0;
   private scanning = false;
-  private sourceClosed = false;
+  private closing: Promise<void> | null = null;
 
   constructor(
     private readonly options: CoordinatorOptions,
@@ -177,9 +177,8 @@ export class Coordinator {
   /** Fetches no more, records what is there to record, gives up the source. */
   async stop(): Promise<void> {
     await this.fetcher?.end();
-    this.journal.hurry();
     // What the metadata file refuses stays as it was: those stripes are fetched again next time.
-    while (!this.journal.idle && !this.journal.failing) await this.parts.clock.sleep(1);
+    await this.journal.end();
     await this.closeSource();
   }
 
@@ -396,9 +395,8 @@ export class Coordinator {
     if (this.fetchedStripes === this.sourceStripes) this.closeSource().catch(() => {});
   }
 
-  private async closeSource(): Promise<void> {
-    if (this.sourceClosed) return;
-    this.sourceClosed = true;
-    await this.parts.source?.close();
+  private closeSource(): Promise<void> {
+    this.closing ??= this.parts.source?.close() ?? Promise.resolve();
+    return this.closing;
   }
 }

@@ -56,6 +56,11 @@ export class Journal {
   private readonly dirty = new Set<number>();
   private urgent = false;
   private running = false;
+  /** Of the last run. */
+  private done = Promise.resolve();
+  private readonly ending = new AbortController();
+  /** Nothing is written any more. */
+  private over = false;
   private timer: AbortController | null = null;
   private failures = 0;
 
@@ -83,12 +88,21 @@ export class Journal {
   hurry(): void {
     this.urgent = true;
     this.timer?.abort();
-    if (!this.running && this.pending.length + this.written.length > 0) this.run();
+    if (this.running || this.over) return;
+    if (this.pending.length + this.written.length > 0) this.done = this.run();
   }
 
-  /** Whether everything that was added is published or forgotten. */
-  get idle(): boolean {
-    return !this.running && this.pending.length === 0 && this.written.length === 0;
+  /**
+   * Brings out what was added; what fails from now on is not tried again. Resolves when nothing is under
+   * way, and nothing will be.
+   */
+  async end(): Promise<void> {
+    this.ending.abort();
+    while (this.running || (!this.over && this.pending.length > 0)) {
+      this.hurry();
+      await this.done;
+    }
+    this.over = true;
   }
 
   /** Metadata could not be written at the last try. */
@@ -97,7 +111,7 @@ export class Journal {
   }
 
   private waitPatiently(): void {
-    if (this.timer || this.running) return;
+    if (this.timer || this.running || this.over) return;
     const timer = new AbortController();
     this.timer = timer;
     this.clock.sleep(this.options.patienceMs, timer.signal).then(() => {
@@ -109,7 +123,7 @@ export class Journal {
   private async run(): Promise<void> {
     this.running = true;
     this.timer = null;
-    while (this.urgent || this.written.length > 0) {
+    while (!this.over && (this.urgent || this.written.length > 0)) {
       this.urgent = false;
       const group = this.pending;
       this.pending = [];
@@ -164,8 +178,12 @@ export class Journal {
     if (this.failures >= this.options.attempts) {
       for (const change of this.written) this.listener.metadataFailed(change, error);
     }
+    if (this.ending.signal.aborted) {
+      this.over = true;
+      return;
+    }
     const delay = FIRST_DELAY_MS * 2 ** Math.min(this.failures - 1, 20);
-    await this.clock.sleep(Math.min(delay, LAST_DELAY_MS));
+    await this.clock.sleep(Math.min(delay, LAST_DELAY_MS), this.ending.signal);
     // What came meanwhile goes along.
     this.urgent = true;
   }
