@@ -5,6 +5,8 @@ import { parseMetadata } from '../../../src/stripe/metadata_layout.ts';
 import {
   type Answer,
   CLAIMED,
+  FETCHED,
+  HAS_SOURCE,
   type QueueMessage,
   SharedStripes,
   sharedStripeBytes,
@@ -50,7 +52,7 @@ export class Program {
   readonly tables: RequestTable[] = [];
   readonly shared: WatchedStripes;
   readonly source: SimSource | null;
-  private readonly watch: StripeWatch;
+  readonly watch: StripeWatch;
   /** When the last message of each queue arrives: later ones do so later. */
   private readonly arrivalsMs: number[];
   private readonly waking: boolean[];
@@ -65,8 +67,9 @@ export class Program {
     this.shared = new WatchedStripes(memory, stripes, queues);
     this.watch = new StripeWatch(world, this.shared.states, checker);
     this.shared.answered = (queue, answer) => this.answered(queue, answer);
-    this.source = scenario.sourceBytes > 0 ? new SimSource(world, this.watch) : null;
     const parts = this.parts();
+    this.source = this.openSource(parts.headers);
+    parts.source = this.source;
     bug?.parts?.(parts, world);
     this.coordinator = new Coordinator(
       {
@@ -107,14 +110,23 @@ export class Program {
     return {
       ...parseMetadata(bytes, diskBytes),
       shared: this.shared,
-      source: this.source,
+      source: null,
       target: new SimTarget(world, disk, this.watch),
-      store: new SimStore(world, metadata),
+      store: new SimStore(world, metadata, this.watch),
       clock: world.timeline,
       buffers,
       wake: (queue) => this.wake(queue),
       report: (message, error) => world.note(() => `main: ${message}: ${error.message}`),
     };
+  }
+
+  /** There may be none where nothing is left to fetch. */
+  private openSource(headers: Uint8Array): SimSource | null {
+    const { world } = this.around;
+    if (world.scenario.sourceBytes === 0) return null;
+    const missing = headers.some((header) => (header & (HAS_SOURCE | FETCHED)) === HAS_SOURCE);
+    if (!missing && world.dice.chance(2)) return null;
+    return new SimSource(world, this.watch);
   }
 
   private layer(queue: number): LazyLayer {

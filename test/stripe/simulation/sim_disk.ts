@@ -14,13 +14,6 @@ import type { StripeWatch } from './stripe_watch.ts';
 import { load, SECTOR, wordsOf, ZERO } from './values.ts';
 import type { World } from './world.ts';
 
-function settle(resolve: () => void, reject: (error: Error) => void): (result: number) => void {
-  return (result) => {
-    if (result === 0) resolve();
-    else reject(Object.assign(new Error(`simulated error ${result}`), { code: 'EIO' }));
-  };
-}
-
 /** The disk as main sees it. */
 export class SimTarget implements TargetDisk {
   /** Main has the disk open for itself: what a queue was told of is told to main, too. */
@@ -44,7 +37,7 @@ export class SimTarget implements TargetDisk {
   }
 
   sync(): Promise<void> {
-    return new Promise((resolve, reject) => this.disk.sync(this.opening, settle(resolve, reject)));
+    return this.watch.during('sync of the disk', (done) => this.disk.sync(this.opening, done));
   }
 
   private change(offset: number, length: number, valueAt: (i: number) => number): Promise<void> {
@@ -55,10 +48,10 @@ export class SimTarget implements TargetDisk {
       this.world.fail(`main writes sectors ${first}+${count}, which are not a stripe`);
     }
     this.watch.checkFetch(stripe);
-    return new Promise((resolve, reject) => {
+    return this.watch.during('write to the disk', (done) => {
       this.disk.write(first, count, valueAt, false, (result) => {
         this.watch.ended(stripe);
-        settle(resolve, reject)(result);
+        done(result);
       });
     });
   }
@@ -133,6 +126,7 @@ export class SimStore implements MetadataStore {
   constructor(
     private readonly world: World,
     private readonly file: SimFile<Uint8Array>,
+    private readonly watch: StripeWatch,
   ) {
     this.unitBytes = world.scenario.unitBytes;
     this.opening = file.open();
@@ -143,13 +137,13 @@ export class SimStore implements MetadataStore {
       this.world.fail(`${data.length} bytes at ${offset} of the metadata are not whole units`);
     }
     const sector = (i: number) => data.slice(i * SECTOR, (i + 1) * SECTOR);
-    return new Promise((resolve, reject) => {
-      const done = settle(resolve, reject);
-      this.file.write(offset / SECTOR, data.length / SECTOR, sector, false, done);
-    });
+    const count = data.length / SECTOR;
+    return this.watch.during('write of the metadata', (done) =>
+      this.file.write(offset / SECTOR, count, sector, false, done),
+    );
   }
 
   sync(): Promise<void> {
-    return new Promise((resolve, reject) => this.file.sync(this.opening, settle(resolve, reject)));
+    return this.watch.during('sync of the metadata', (done) => this.file.sync(this.opening, done));
   }
 }

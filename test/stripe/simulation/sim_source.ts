@@ -15,6 +15,8 @@ export interface FetchWatch {
 export class SimSource implements StripeSource {
   readonly description = 'simulated';
   readonly sizeBytes: number;
+  /** It is told to close, and it has. */
+  closing = false;
   closed = false;
 
   constructor(
@@ -33,7 +35,7 @@ export class SimSource implements StripeSource {
     const { scenario, timeline, dice } = world;
     const first = stripe << scenario.shift;
     const count = Math.min(1 << scenario.shift, scenario.diskSectors - first);
-    if (this.closed) world.fail(`stripe ${stripe} was asked of a source that is closed`);
+    if (this.closing) world.fail(`stripe ${stripe} was asked of a source that is closed`);
     if (!this.has(stripe)) world.fail(`the source was asked for stripe ${stripe}`);
     if (buffer.bytes.length !== count * SECTOR) world.fail(`wrong length for stripe ${stripe}`);
     this.watch.begun(stripe);
@@ -52,7 +54,10 @@ export class SimSource implements StripeSource {
   }
 
   async close(): Promise<void> {
-    if (this.closed) this.world.fail('the source was closed twice');
+    const { timeline, dice, scenario } = this.world;
+    if (this.closing) this.world.fail('the source was closed twice');
+    this.closing = true;
+    await timeline.sleep(dice.delayMs(scenario.sourceMs));
     this.closed = true;
     this.world.note(() => 'source: closed');
   }

@@ -20,6 +20,7 @@ const PATIENCE_MS = 200_000;
 const AUTOFETCH_PATIENCE_MS = 2_000_000;
 /** Metadata that fails for good is tried five times before the guest is told. */
 const DEAD_METADATA_PATIENCE_MS = 60_000;
+const STEPS_AFTER_STOP = 20;
 const MAX_STEPS = 300_000;
 
 export interface Outcome {
@@ -210,8 +211,11 @@ class Simulation {
       PATIENCE_MS,
       () => 'the program does not stop',
     );
-    if (program?.source && !program.source.closed)
-      this.fail('the source was not closed at the end');
+    if (!program) return;
+    if (program.source && !program.source.closed) this.fail('the source was not closed at the end');
+    if (program.watch.busy > 0) this.fail('main has stopped in the middle of something');
+    program.watch.stopped = true;
+    for (let i = 0; i < STEPS_AFTER_STOP && this.step(); ) i++;
   }
 
   /** The last life, at whose end all is quiet and complete. */

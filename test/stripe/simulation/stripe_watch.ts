@@ -8,6 +8,10 @@ import type { World } from './world.ts';
  * fill, and no guest's request gets at one that isn't local unless it fills it.
  */
 export class StripeWatch implements FetchWatch {
+  /** Main has stopped, and does nothing any more. */
+  stopped = false;
+  /** What main waits for. */
+  busy = 0;
   private readonly fetching = new Set<number>();
   private readonly claimed = new Set<number>();
   /** Requests of guests on the disk, by stripe. */
@@ -19,7 +23,23 @@ export class StripeWatch implements FetchWatch {
     private readonly checker: Checker,
   ) {}
 
+  /** Main is about to do something. */
+  checkAwake(what: string): void {
+    if (this.stopped) this.world.fail(`main has stopped, and does a ${what}`);
+  }
+
+  /** Main waits for something to be done. */
+  async during(what: string, begin: (done: (result: number) => void) => void): Promise<void> {
+    this.checkAwake(what);
+    this.busy++;
+    const result = await new Promise<number>(begin);
+    this.busy--;
+    if (result === 0) return;
+    throw Object.assign(new Error(`simulated error ${result}`), { code: 'EIO' });
+  }
+
   begun(stripe: number): void {
+    this.checkAwake('read of the source');
     if (this.fetching.has(stripe)) this.world.fail(`stripe ${stripe} is fetched twice at once`);
     this.fetching.add(stripe);
     this.checkFetch(stripe);
