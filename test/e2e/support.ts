@@ -15,6 +15,8 @@ import {
   ftruncateSync,
   mkdtempSync,
   openSync,
+  readdirSync,
+  readlinkSync,
   rmSync,
   statSync,
   writeFileSync,
@@ -226,6 +228,23 @@ export class Bed {
     const status = await server.child.exit(10_000);
     if (status !== 0) throw new Error(`exit ${status} after SIGTERM: ${server.child.report()}`);
     if (existsSync(server.socket)) throw new Error(`'${server.socket}' was left behind`);
+  }
+
+  /** Waits until a process has a file open no more. */
+  async closed(pid: number, path: string, deadlineMs: number): Promise<void> {
+    const isOpen = () =>
+      readdirSync(`/proc/${pid}/fd`).some((fd) => {
+        try {
+          return readlinkSync(`/proc/${pid}/fd/${fd}`) === path;
+        } catch {
+          return false;
+        }
+      });
+    const deadline = Date.now() + deadlineMs;
+    while (isOpen()) {
+      if (Date.now() > deadline) throw new Error(`process ${pid} still has '${path}' open`);
+      await Bun.sleep(20);
+    }
   }
 
   /** Ends the process as a crash would, and returns when it is gone. */
