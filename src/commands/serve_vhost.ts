@@ -5,7 +5,7 @@ import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
 import { RequestBoard } from '../device/request_board.ts';
 import { UsageError, UserError } from '../errors.ts';
 import { largestRing } from '../frontend/vhost/protocol.ts';
-import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts';
+import { startVhostServer, type VhostOptions, type VhostServer } from '../frontend/vhost/server.ts';
 import type { Log } from '../log.ts';
 import { deviceCommands, type ServedDevice } from '../observe/device_commands.ts';
 import type { RpcServer } from '../observe/rpc_server.ts';
@@ -22,6 +22,9 @@ interface Settings {
   socket: string;
   wipeSecrets: () => void;
 }
+
+/** How long a guest's requests may wait for stripes after the signal to stop. */
+const STOP_PATIENCE_MS = 3000;
 
 /** `ubiblk serve vhost`: serves one disk until SIGTERM or SIGINT (docs/serve-vhost.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
@@ -167,17 +170,27 @@ async function serve(
   const rpc = await startRpc(config.rpcSocketPath, { version, status, board }, log);
   try {
     const server = await startVhostServer(disk, options, board, log, lazy);
-    const failure = await Promise.race([stopped, server.failed]);
+    let failure = await Promise.race([stopped, server.failed]);
+    failure ??= await stopServer(server, lazy);
     if (failure !== undefined) {
       log.error(failure.message);
       return false;
     }
-    await server.stop();
     disk.sync();
     log.info('stopped');
     return true;
   } finally {
     rpc?.stop();
+  }
+}
+
+/** What stripes that can't be had hold up is failed after a while, so that the end comes. */
+async function stopServer(server: VhostServer, lazy: LazyDisk | null): Promise<Error | undefined> {
+  const impatience = setTimeout(() => lazy?.giveUp(), STOP_PATIENCE_MS);
+  try {
+    return await server.stop();
+  } finally {
+    clearTimeout(impatience);
   }
 }
 

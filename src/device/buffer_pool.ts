@@ -104,9 +104,17 @@ export class BufferPool implements RequestOwner {
   private feed(): void {
     if (this.feeding) return;
     this.feeding = true;
+    try {
+      this.feedWaiting();
+    } finally {
+      this.feeding = false;
+    }
+  }
+
+  private feedWaiting(): void {
     while (this.free.length > 0) {
       const outer = this.waiting.shift();
-      if (!outer) break;
+      if (!outer) return;
       if (outer.result === 0) {
         this.startPiece(outer);
       } else {
@@ -114,7 +122,6 @@ export class BufferPool implements RequestOwner {
         this.finishIfDone(outer);
       }
     }
-    this.feeding = false;
   }
 
   private startPiece(outer: BlockRequest): void {

@@ -24,6 +24,8 @@ export function opName(op: BlockOp): string {
 /** Is told once for every request submitted, possibly before `submit` returns. */
 export interface RequestOwner {
   completed(request: BlockRequest): void;
+  /** Is told instead where `BlockDevice.abandon` gave the request up. */
+  abandoned?(request: BlockRequest): void;
 }
 
 /**
@@ -36,6 +38,8 @@ export interface BlockDevice {
   readonly inFlight: number;
   /** Takes in what other threads have told; called whenever the queue's thread is awake. */
   receive?(): void;
+  /** Gives up requests that wait for another thread's word; nothing of them was done. */
+  abandon?(): void;
 }
 
 /**

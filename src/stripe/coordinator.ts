@@ -106,6 +106,7 @@ export class Coordinator {
   /** Stripes below need not be looked at by autofetch. */
   private cursor = 0;
   private scanning = false;
+  private givenUp = false;
   private closing: Promise<void> | null = null;
 
   constructor(
@@ -174,6 +175,12 @@ export class Coordinator {
     };
   }
 
+  /** Fails whoever waits for something that may never come, now and from now on. */
+  giveUp(): void {
+    this.givenUp = true;
+    for (const [stripe, work] of [...this.work]) this.failAskers(stripe, work, -EIO);
+  }
+
   /** Fetches no more, records what is there to record, gives up the source. */
   async stop(): Promise<void> {
     await this.fetcher?.end();
@@ -184,10 +191,12 @@ export class Coordinator {
 
   private ask(stripe: number, asker: Asker): void {
     const work = this.work.get(stripe);
-    if (work) {
-      this.join(stripe, work, asker);
-    } else if (this.satisfied(stripe, asker.want)) {
+    if (this.satisfied(stripe, asker.want)) {
       this.answer(stripe, asker, GRANTED);
+    } else if (this.givenUp) {
+      this.answer(stripe, asker, -EIO);
+    } else if (work) {
+      this.join(stripe, work, asker);
     } else if (this.isLocal(stripe)) {
       this.record(stripe, newWork('record', asker));
     } else if (asker.want === Want.CLAIM) {
@@ -199,10 +208,6 @@ export class Coordinator {
 
   /** Somebody asks for a stripe that something happens to already. */
   private join(stripe: number, work: Work, asker: Asker): void {
-    if (this.satisfied(stripe, asker.want)) {
-      this.answer(stripe, asker, GRANTED);
-      return;
-    }
     const unawaited = work.phase === 'fetch' && work.askers.length === 0;
     if (asker.want === Want.CLAIM && unawaited && this.fetcher?.cancel(stripe)) {
       this.claim(stripe, work, asker);

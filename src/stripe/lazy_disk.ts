@@ -119,6 +119,11 @@ export class LazyDisk {
     return this.coordinator.status;
   }
 
+  /** Fails what waits for stripes, and whatever will, so that queues can end. */
+  giveUp(): void {
+    this.coordinator.giveUp();
+  }
+
   /** Ends fetching and records what is done; no queue may run any more. */
   async close(): Promise<void> {
     await this.coordinator.stop();

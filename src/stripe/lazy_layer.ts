@@ -44,8 +44,11 @@ class Parked {
   missing = 0;
   /** The first error among them. */
   result = 0;
-  /** It has been carried out, and waits for its claims to be recorded. */
+  /** It is being carried out, or has been, and then waits for its claims to be recorded. */
+  filling = false;
   filled = false;
+  /** Nobody wants it any more; answers to what it asked are still to come. */
+  abandoned = false;
 
   constructor(readonly request: BlockRequest) {}
 }
@@ -63,7 +66,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   private readonly fillings: Filling[] = [];
   private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
   private readonly states: Uint8Array;
-  private parkedCount = 0;
+  private readonly parked = new Set<Parked>();
 
   /**
    * @param base the disk's own data
@@ -82,7 +85,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   }
 
   get inFlight(): number {
-    return this.base.inFlight + (this.image?.inFlight ?? 0) + this.parkedCount;
+    return this.base.inFlight + (this.image?.inFlight ?? 0) + this.parked.size;
   }
 
   submit(request: BlockRequest): void {
@@ -128,6 +131,16 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: true });
   }
 
+  /** Requests that wait for main are given up; those that are being carried out end as they do. */
+  abandon(): void {
+    for (const parked of this.parked) {
+      if (parked.filling) continue;
+      parked.abandoned = true;
+      this.leave(parked);
+      parked.request.owner.abandoned?.(parked.request);
+    }
+  }
+
   private isReady(stripe: number, read: boolean): boolean {
     const state = Atomics.load(this.states, stripe);
     if ((state & (HAS_SOURCE | FETCHED)) === HAS_SOURCE) return false;
@@ -148,7 +161,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       // One question is enough for all that wait for the same.
       if (!others || want === Want.CLAIM) asks.push({ stripe, want });
     }
-    this.parkedCount++;
+    this.parked.add(parked);
     if (asks.length > 0) this.post({ kind: 'ask', queue: this.options.queue, asks });
   }
 
@@ -167,14 +180,17 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     const waiters = list.get(stripe);
     if (!waiters) return;
     list.delete(stripe);
-    for (const parked of waiters) this.answered(parked, result);
+    for (const parked of waiters) if (!parked.abandoned) this.answered(parked, result);
   }
 
   private claimAnswered(stripe: number, result: number): void {
     const claimers = this.claiming.get(stripe);
     const parked = claimers?.[0];
     if (!parked) return;
-    if (result === CLAIMED) {
+    if (parked.abandoned) {
+      this.leaveClaim(stripe);
+      if (result === CLAIMED) this.giveBack([stripe]);
+    } else if (result === CLAIMED) {
       parked.claims.push(stripe);
       this.answered(parked, 0);
     } else {
@@ -198,7 +214,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     } else if (parked.result !== 0) {
       this.finish(parked, parked.result);
     } else if (parked.claims.length === 0) {
-      this.parkedCount--;
+      this.parked.delete(parked);
       this.base.submit(parked.request);
     } else {
       this.fill(parked);
@@ -207,6 +223,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
 
   private fill(parked: Parked): void {
     const { request } = parked;
+    parked.filling = true;
     const filling =
       this.fillings.pop() ??
       this.requests.add(new Filling(this.requests.nextIndex, this, request.iovecs));
@@ -229,13 +246,20 @@ export class LazyLayer implements BlockDevice, RequestOwner {
 
   /** Gives up what claims are left, and tells the request's owner. */
   private finish(parked: Parked, result: number): void {
-    const stripes = parked.claims.splice(0);
-    if (stripes.length > 0) {
-      for (const stripe of stripes) this.leaveClaim(stripe);
-      this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: false });
-    }
-    this.parkedCount--;
+    this.leave(parked);
     parked.request.result = result;
     parked.request.owner.completed(parked.request);
+  }
+
+  private leave(parked: Parked): void {
+    const stripes = parked.claims.splice(0);
+    for (const stripe of stripes) this.leaveClaim(stripe);
+    if (stripes.length > 0) this.giveBack(stripes);
+    this.parked.delete(parked);
+  }
+
+  /** Tells main that claimed stripes are as they were. */
+  private giveBack(stripes: number[]): void {
+    this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: false });
   }
 }

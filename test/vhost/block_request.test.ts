@@ -596,6 +596,15 @@ test('a range as long as was offered is done, and one sector more is not', () =>
   }
 });
 
+test('zeroes of an encrypted disk, which are all written, come in small ranges', () => {
+  makeGuest({ facts: { sizeBytes: 2 ** 40, xts: 1, canPunch: false } });
+  const read = (sectors: number) => {
+    return readRequest(WRITE_ZEROES_TYPE, 0, [header, ranges([8, sectors, 0]), status]);
+  };
+  expect(read(8192).outcome).toBe(PARSED);
+  expectAnswer(read(8193), S_IOERR);
+});
+
 test('unknown flags are unsupported, and unmap with discard is unknown', () => {
   makeGuest();
   for (const flags of [2, 3, 0x8000_0000, 0xffff_ffff]) {

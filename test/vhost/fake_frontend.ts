@@ -56,7 +56,7 @@ export class FakeQueues implements QueueControl {
     this.said.push(`start ${queue}`);
   }
 
-  stop(queues: readonly number[]): number[] {
+  stop(queues: readonly number[], _abandon: boolean): number[] {
     for (const queue of queues) {
       if (!this.running.delete(queue)) throw new Error(`queue ${queue} is stopped twice`);
       this.said.push(`stop ${queue}`);

@@ -31,6 +31,11 @@ export const MAX_RANGE_SECTORS = 2 ** 21;
 /** Of a disk whose zeroes must be written, each of them encrypted (4 MiB). */
 const MAX_WRITTEN_ZERO_SECTORS = 2 ** 13;
 
+/** Sectors in one range of a write-zeroes request. */
+export function maxZeroSectors(facts: DiskFacts): number {
+  return facts.xts === 0 ? MAX_RANGE_SECTORS : MAX_WRITTEN_ZERO_SECTORS;
+}
+
 export const CONFIG_BYTES = 60;
 const WRITEBACK_OFFSET = 32;
 /** Cloud Hypervisor gives its own registers' offset of the space as the offset in it. */
@@ -88,7 +93,7 @@ export class BlockConfig {
       view.setUint32(40, MAX_RANGES, true);
       view.setUint32(44, Math.max(sectorsPerBlock, facts.physicalBlock / 512), true);
     }
-    view.setUint32(48, facts.xts === 0 ? MAX_RANGE_SECTORS : MAX_WRITTEN_ZERO_SECTORS, true);
+    view.setUint32(48, maxZeroSectors(facts), true);
     view.setUint32(52, MAX_RANGES, true);
     view.setUint8(56, facts.canPunch ? 1 : 0);
   }

@@ -19,7 +19,7 @@ import {
   WRITE,
   WRITE_ZEROES,
 } from '../../device/request.ts';
-import { MAX_RANGE_SECTORS, MAX_RANGES } from './block_config.ts';
+import { MAX_RANGE_SECTORS, MAX_RANGES, maxZeroSectors } from './block_config.ts';
 import type { GuestMemory } from './guest_memory.ts';
 import {
   DESC_BYTES,
@@ -376,6 +376,7 @@ export class RequestReader {
     this.copyFront(this.first, this.scratch.address, bytes);
     const view = this.scratchView;
     const base = request.head * MAX_CHAIN;
+    const most = op === DISCARD ? MAX_RANGE_SECTORS : maxZeroSectors(this.facts);
     let flags = 0;
     for (let i = 0; i < count; i++) {
       const at = i * RANGE_BYTES;
@@ -384,7 +385,7 @@ export class RequestReader {
       const rangeFlags = view.getUint32(at + 12, true);
       const allowed = op === DISCARD ? 0 : RANGE_F_UNMAP;
       if ((rangeFlags & ~allowed) !== 0) return answer(request, S_UNSUPP);
-      if (sectors > MAX_RANGE_SECTORS || !this.isInside(sector, sectors * 512)) {
+      if (sectors > most || !this.isInside(sector, sectors * 512)) {
         return answer(request, S_IOERR);
       }
       // Ranges are done under one rule: the space is given back where all of them allow it.

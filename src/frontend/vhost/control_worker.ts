@@ -57,8 +57,8 @@ class QueueThreads implements QueueControl {
     this.links[queue].await();
   };
 
-  stop: QueueControl['stop'] = (queues) => {
-    for (const queue of queues) this.post(queue, Command.STOP);
+  stop: QueueControl['stop'] = (queues, abandon) => {
+    for (const queue of queues) this.post(queue, abandon ? Command.ABANDON : Command.STOP);
     return queues.map((queue) => this.links[queue].await());
   };
 
@@ -126,7 +126,8 @@ class Control {
       if (ready & READY_CONNECTION) this.receive();
       if (ready & READY_LISTENER) this.accept();
     }
-    this.disconnect();
+    // The frontend is still there: what it has no record of must be answered.
+    this.disconnect(true);
     this.queues.end();
   }
 
@@ -165,9 +166,9 @@ class Control {
     this.log.info('a frontend has connected');
   }
 
-  private disconnect(): void {
+  private disconnect(goingOn = false): void {
     if (this.connection < 0) return;
-    this.session?.close();
+    this.session?.close(goingOn);
     this.session = null;
     shim.ubiblk_close(this.connection);
     this.connection = -1;

@@ -126,6 +126,14 @@ export class VhostQueue implements RequestOwner {
     }
   }
 
+  /** The device gives a request back untouched; who has a record of it begins it again. */
+  abandoned(request: BlockRequest): void {
+    const given = request as VhostRequest;
+    given.busy = false;
+    this.open--;
+    this.board.wipe(given.head);
+  }
+
   completed(request: BlockRequest): void {
     const done = request as VhostRequest;
     const ring = this.ring as RunningRing;
@@ -270,6 +278,7 @@ export class VhostQueue implements RequestOwner {
         this.interrupt();
         return 0;
       default:
+        if (command === Command.ABANDON) this.device.abandon?.();
         return this.stopRing();
     }
   }

@@ -19,6 +19,8 @@ export const Command = {
   CALL: 3,
   /** Leave the loop for good; like STOP. */
   EXIT: 4,
+  /** Like STOP, but requests that wait for another thread's word are left unanswered. */
+  ABANDON: 5,
 } as const;
 export type CommandCode = (typeof Command)[keyof typeof Command];
 

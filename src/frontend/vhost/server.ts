@@ -78,11 +78,13 @@ export class VhostServer {
   /**
    * Takes nothing more, finishes what is in flight, tells the guest, and removes the socket. Resolves
    * when no thread touches the disk any more.
+   * @returns the error of a thread that died of it, and then others may still use the disk
    */
-  async stop(): Promise<void> {
+  async stop(): Promise<Error | undefined> {
     shim.ubiblk_eventfd_signal(this.stopFd);
-    await Promise.race([this.control.ended, this.failed]);
+    const failure = await Promise.race([this.control.ended, this.failed]);
     this.socket.close();
+    return failure;
   }
 }
 
@@ -134,7 +136,7 @@ const controlWorker = workerUrl('frontend/vhost/control_worker.ts');
 
 /** A Worker that blocks for ever once it is started: never terminated, it ends with the process. */
 class Thread {
-  readonly ended: Promise<void>;
+  readonly ended: Promise<undefined>;
   readonly failed: Promise<Error>;
   private readonly ready = Promise.withResolvers<void>();
 
@@ -142,14 +144,14 @@ class Thread {
     private readonly worker: Worker,
     lazy: LazyDisk | null = null,
   ) {
-    const ended = Promise.withResolvers<void>();
+    const ended = Promise.withResolvers<undefined>();
     const failed = Promise.withResolvers<Error>();
     this.ended = ended.promise;
     this.failed = failed.promise;
     worker.onmessage = (event: MessageEvent<WorkerAnswer>) => {
       const answer = event.data;
       if (answer.kind === 'ready') this.ready.resolve();
-      else if (answer.kind === 'ended') ended.resolve();
+      else if (answer.kind === 'ended') ended.resolve(undefined);
       else if (answer.kind === 'stripes') lazy?.receive(answer.message);
       else {
         const { message, user } = answer;

@@ -38,8 +38,11 @@ import { availBytes, DESC_BYTES, usedBytes } from './virtqueue.ts';
 /** The queue threads, as the control thread commands them. Every call returns when it is done. */
 export interface QueueControl {
   start(queue: number, ring: RingStart): void;
-  /** Stops several queues at once; returns their next available indexes. */
-  stop(queues: readonly number[]): number[];
+  /**
+   * Stops several queues at once; returns their next available indexes.
+   * @param abandon requests that wait for what may be long in coming are left unanswered
+   */
+  stop(queues: readonly number[], abandon: boolean): number[];
   setCall(queue: number, callFd: number): void;
   setRegions(regions: readonly MemoryRegion[]): void;
   setWriteback(on: boolean): void;
@@ -155,9 +158,12 @@ export class Session {
     return this.wantsAck(message) ? this.u64(message, 1) : null;
   }
 
-  /** Ends the session: queues stop when their requests are done, memory and descriptors go. */
-  close(): void {
-    this.stopAll();
+  /**
+   * Ends the session: queues stop when their requests are done, memory and descriptors go.
+   * @param goingOn the frontend is still there, and its guest waits for answers
+   */
+  close(goingOn = false): void {
+    this.pause(!goingOn || this.inflight !== null);
     this.memory.clear();
     this.dropInflight();
     for (const vring of this.vrings) {
@@ -180,7 +186,7 @@ export class Session {
       case Request.SET_OWNER:
         return null;
       case Request.RESET_OWNER:
-        this.stopAll();
+        this.pause(this.inflight !== null);
         return null;
       case Request.GET_PROTOCOL_FEATURES:
         return this.u64(message, PROTOCOL_FEATURES);
@@ -283,16 +289,17 @@ export class Session {
 
   /** Changes the memory table while no queue touches any of it. */
   private changeMemory(change: () => void): void {
-    const stopped = this.pause();
+    // What the record names is begun again.
+    const stopped = this.pause(this.inflight !== null);
     change();
     this.queues.setRegions(this.memory.regions);
     this.resume(stopped);
   }
 
-  /** Stops the running rings; returns which they were. */
-  private pause(): number[] {
+  /** Stops the running rings; returns which they were. @param abandon see QueueControl.stop */
+  private pause(abandon: boolean): number[] {
     const running = this.vrings.flatMap((vring, i) => (vring.running ? [i] : []));
-    if (running.length > 0) this.stopRings(running);
+    if (running.length > 0) this.stopRings(running, abandon);
     return running;
   }
 
@@ -439,16 +446,12 @@ export class Session {
     vring.running = true;
   }
 
-  private stopRings(indexes: readonly number[]): void {
-    const bases = this.queues.stop(indexes);
+  private stopRings(indexes: readonly number[], abandon = false): void {
+    const bases = this.queues.stop(indexes, abandon);
     indexes.forEach((index, i) => {
       this.vrings[index].running = false;
       this.vrings[index].nextAvailable = bases[i];
     });
-  }
-
-  private stopAll(): void {
-    this.pause();
   }
 
   // Configuration space
@@ -501,7 +504,7 @@ export class Session {
     if (size < queues * inflightBytes(queueSize) || offset % 8 !== 0) {
       throw new ProtocolError('an in-flight record that is too small or not aligned');
     }
-    const stopped = this.pause();
+    const stopped = this.pause(false);
     this.dropInflight();
     const mapped = mapShared(message.fds[0], offset, size, 'the in-flight record');
     this.inflight = { ...mapped, queues, queueBytes: inflightShare(size, queues) };
