@@ -1,4 +1,5 @@
 /** Stripes from a raw image: a file or block device, read and never written. */
+import { fstatSync } from 'node:fs';
 import { ENXIO } from '../../../ffi/errno.ts';
 import { shim } from '../../../ffi/library.ts';
 import { type Disk, openDisk } from '../../device/disk.ts';
@@ -55,9 +56,11 @@ export class RawSource implements StripeSource {
 
   private isHole(offset: number, length: number): boolean {
     if (!this.canFindHoles || this.disk.facts.isBlockDevice) return false;
-    const data = shim.ubiblk_file_next_data(this.disk.facts.fd, offset) as number;
+    const { fd } = this.disk.facts;
+    const data = shim.ubiblk_file_next_data(fd, offset) as number;
     if (data >= 0) return data >= offset + length;
-    if (data === -ENXIO) return true;
+    // Behind the end of a file that was cut there is no data either.
+    if (data === -ENXIO) return fstatSync(fd).size >= offset + length;
     this.canFindHoles = false;
     return false;
   }
