@@ -187,7 +187,6 @@ export const commands: readonly CommandSpec[] = [
       { long: 'json', summary: 'Print one JSON object instead of YAML' },
     ],
     examples: ['ubiblk keys generate --kek vm7.kek >> vm7.yaml'],
-    ],
     defaultLogLevel: 'warn',
     docs: 'docs/keys.md',
     load: () => import('./keys_generate.ts'),
@@ -196,7 +195,10 @@ export const commands: readonly CommandSpec[] = [
     name: 'keys kek',
     summary: "Make the key-encryption key that wraps a disk's keys",
     programs: [],
-    options: [long: 'output', value: 'FILE', summary: 'Make this file instead of printing the KEK' ,long: 'force', summary: 'Replace the file where it is there' ,long: 'auth-data', value: 'TEXT', summary: 'Additional authenticated data (ubiblk)' ,
+    options: [
+      { long: 'output', value: 'FILE', summary: 'Make this file instead of printing the KEK' },
+      { long: 'force', summary: 'Replace the file where it is there' },
+      { long: 'auth-data', value: 'TEXT', summary: 'Additional authenticated data (ubiblk)' },
     ],
     examples: ['ubiblk keys kek --output vm7.kek'],
     defaultLogLevel: 'warn',
@@ -206,13 +208,20 @@ export const commands: readonly CommandSpec[] = [
   {
     name: 'xts',
     summary: 'Decrypt or encrypt the sectors of a disk, from a file or stream to another',
-    programs: [name: 'xts', displayName: 'xts' ],
+    programs: [{ name: 'xts', displayName: 'xts' }],
     options: [
-      ...deviceConfigOptions.filter((long ) => long !== 'unlink-kek'),long: 'action', value: 'ACTION', summary: 'decode (default) or encode' ,long: 'start', value: 'N', summary: 'Number of the first sector of 512 bytes (0)' ,long: 'len', value: 'N', summary: "How many sectors (to INPUT's end)" ,
+      ...deviceConfigOptions.filter(({ long }) => long !== 'unlink-kek'),
+      { long: 'action', value: 'ACTION', summary: 'decode (default) or encode' },
+      { long: 'start', value: 'N', summary: 'Number of the first sector of 512 bytes (0)' },
+      { long: 'len', value: 'N', summary: "How many sectors (to INPUT's end)" },
+      {
         long: 'packed',
-        summary: 'Write the first sector at the start of OUTPUT (default for decode)',,
+        summary: 'Write the first sector at the start of OUTPUT (default for decode)',
+      },
+      {
         long: 'keep-offsets',
-        summary: 'Write each sector where it was in INPUT (default for encode)',,
+        summary: 'Write each sector where it was in INPUT (default for encode)',
+      },
     ],
     operands: ['INPUT', 'OUTPUT'],
     examples: [
