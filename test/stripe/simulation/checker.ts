@@ -6,7 +6,15 @@ import { MetadataLayout } from '../../../src/stripe/metadata_layout.ts';
 import { FETCHED, HAS_SOURCE, WRITTEN } from '../../../src/stripe/shared_state.ts';
 import type { Model } from './model.ts';
 import type { Scenario } from './scenario.ts';
-import { junkValue, SECTOR, sourceValue, tailValue, describe as told, ZERO } from './values.ts';
+import {
+  isGuestData,
+  junkValue,
+  SECTOR,
+  sourceValue,
+  tailValue,
+  describe as told,
+  ZERO,
+} from './values.ts';
 import type { VolatileSectors } from './volatile_sectors.ts';
 import type { World } from './world.ts';
 
@@ -32,6 +40,8 @@ export class Checker {
   private readonly written: Uint8Array;
   private readonly stale: Uint8Array;
   private anyStale = true;
+  /** What the program showed of stripes when they were looked at. */
+  private readonly shown: Uint8Array;
 
   constructor(
     private readonly world: World,
@@ -43,6 +53,7 @@ export class Checker {
     this.layout = new MetadataLayout(version, shift, stripes);
     this.written = new Uint8Array(stripes);
     this.stale = new Uint8Array(stripes).fill(1);
+    this.shown = new Uint8Array(stripes);
   }
 
   /** Something has changed in a sector of the disk, or in what may be there. */
@@ -51,11 +62,25 @@ export class Checker {
     this.anyStale = true;
   };
 
-  /** Something has changed in the metadata file. */
-  readonly metadataChanged = (): void => {
+  /** A sector of the metadata file has one version more. */
+  readonly metadataChanged = (sector: number): void => {
+    const perSector = HEADERS_PER_SECTOR[this.world.scenario.version];
+    const [before, now] = this.metadata().possible(sector).slice(-2);
+    const first = (sector - 1) * perSector;
+    const end = Math.min(first + perSector, this.stale.length);
+    for (let stripe = Math.max(first, 0); stripe < end; stripe++) {
+      if (before[stripe - first] === now[stripe - first]) continue;
+      this.stale[stripe] = 1;
+      this.anyStale = true;
+    }
+  };
+
+  /** Everything may have changed. */
+  restarted(): void {
     this.stale.fill(1);
     this.anyStale = true;
-  };
+    this.shown.fill(0);
+  }
 
   /** The guest was told that it has written to a stripe, or the disk has its data. */
   noteWritten(stripe: number): void {
@@ -79,7 +104,8 @@ export class Checker {
     const { stripes } = this.world.scenario;
     for (let stripe = 0; stripe < stripes; stripe++) {
       const shown = states ? states[stripe] : 0;
-      if (!this.stale[stripe] && shown === 0) continue;
+      if (!this.stale[stripe] && shown === this.shown[stripe]) continue;
+      this.shown[stripe] = shown;
       const durable = this.durableBits(stripe);
       if (shown & ~durable) {
         this.world.fail(`stripe ${stripe} is shown as ${bits(shown)}, durable is ${bits(durable)}`);
@@ -91,9 +117,10 @@ export class Checker {
   }
 
   private checkStripe(stripe: number, durable: number): void {
-    const { hasSource } = this.world.scenario;
+    const { hasSource, trackWritten } = this.world.scenario;
     let everLocal = !hasSource[stripe];
     let everMissing = false;
+    let everUnwritten = false;
     this.eachHeader(stripe, (header) => {
       const source = (header & HAS_SOURCE) !== 0;
       if (source !== hasSource[stripe] || header > 7) {
@@ -102,13 +129,19 @@ export class Checker {
       if (!source) return;
       if (header & FETCHED) everLocal = true;
       else everMissing = true;
+      if ((header & (FETCHED | WRITTEN)) === FETCHED) everUnwritten = trackWritten;
     });
     if (this.written[stripe] && !(durable & WRITTEN)) {
       this.world.fail(`that stripe ${stripe} was written to can be lost`);
     }
     this.eachSector(stripe, (sector) => {
       if (everLocal) {
-        for (const value of this.disk().possible(sector)) this.demand(stripe, sector, value);
+        for (const value of this.disk().possible(sector)) {
+          this.demand(stripe, sector, value);
+          if (everUnwritten && isGuestData(value)) {
+            this.world.fail(`stripe ${stripe} may have guest data, local, but not written to`);
+          }
+        }
       }
       if (everMissing) this.demand(stripe, sector, sourceSector(this.world.scenario, sector));
     });

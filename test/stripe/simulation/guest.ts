@@ -19,6 +19,8 @@ import type { World } from './world.ts';
 
 /** A fault this long ago may still be the reason for an answer. */
 const FAULT_MEMORY_MS = 500;
+/** More than a queue's ring has room for answers: requests for all of the disk get interesting. */
+const MANY_STRIPES = 1024;
 
 interface Slot {
   queue: number;
@@ -228,6 +230,7 @@ export class Guest implements RequestOwner {
       return [from, Math.min(Math.max(end, from + 1), diskSectors) - from];
     };
     const start = dice.below(stripes) << shift;
+    if (stripes > MANY_STRIPES && dice.chance(4)) return [0, diskSectors];
     const several = start + perStripe * dice.between(1, 4);
     switch (dice.below(8)) {
       case 0:

@@ -12,7 +12,7 @@ import {
   sharedStripeBytes,
   Want,
 } from '../../../src/stripe/shared_state.ts';
-import type { Bug } from './bugs.ts';
+import type { Bug } from './bug.ts';
 import type { Checker } from './checker.ts';
 import type { Memory } from './memory.ts';
 import { SimDevice, SimStore, SimTarget } from './sim_disk.ts';
@@ -70,7 +70,7 @@ export class Program {
     const parts = this.parts();
     this.source = this.openSource(parts.headers);
     parts.source = this.source;
-    bug?.parts?.(parts, world);
+    bug?.parts?.(parts, this.around);
     this.coordinator = new Coordinator(
       {
         stripeBytes: SECTOR << scenario.shift,
@@ -147,7 +147,7 @@ export class Program {
     };
     const post = (message: QueueMessage) => this.post(message);
     const layer = new LazyLayer(devices.base, devices.image, this.shared, table, options, post);
-    bug?.layer?.(layer, world, options);
+    bug?.layer?.(layer, world);
     return layer;
   }
 

@@ -78,7 +78,7 @@ export function makeScenario(dice: Dice): Scenario {
   const shift = dice.below(4);
   const perStripe = 1 << shift;
   // Some disks have more stripes than a queue's ring has room for answers.
-  const stripes = shift === 0 && dice.chance(60) ? dice.between(1100, 1300) : dice.between(1, 20);
+  const stripes = shift === 0 && dice.chance(30) ? dice.between(1100, 1300) : dice.between(1, 20);
   const diskSectors = (stripes - 1) * perStripe + dice.between(1, perStripe);
   const sourceBytes = sourceSize(dice, diskSectors * SECTOR);
   const source = sourceBytes > 0;

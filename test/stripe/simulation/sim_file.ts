@@ -34,7 +34,7 @@ export class SimFile<Value> {
   private losses = 0;
   private readonly writes = new Set<Write<Value>>();
 
-  /** @param changed is told of sectors of which a power cut may leave something else from now on */
+  /** @param changed is told of each sector of which a power cut may leave one thing more */
   constructor(
     private readonly world: World,
     readonly name: string,
@@ -104,7 +104,6 @@ export class SimFile<Value> {
         this.world.faultAtMs = this.world.timeline.now();
       } else {
         this.sectors.hardenAll(mark);
-        for (let i = 0; i < this.sectors.count; i++) this.changed(i);
       }
       this.world.note(() => `${this.name}: sync ${said(failed ? -EIO : 0)}`);
       done(failed ? -EIO : 0);
@@ -157,7 +156,6 @@ export class SimFile<Value> {
       if (!durable) continue;
       if (this.sectors.isLost(first + i, versions[i])) return -EIO;
       this.sectors.harden(first + i, versions[i]);
-      this.changed(first + i);
     }
     return 0;
   }

@@ -4,7 +4,7 @@
  */
 import { FLUSH, READ } from '../../../src/device/request.ts';
 import { FETCHED, HAS_SOURCE } from '../../../src/stripe/shared_state.ts';
-import type { Bug } from './bugs.ts';
+import type { Bug } from './bug.ts';
 import { Checker, firstSector, sourceSector } from './checker.ts';
 import { Guest } from './guest.ts';
 import { Memory } from './memory.ts';
@@ -122,7 +122,7 @@ class Simulation {
   private start({ requests }: Life): void {
     this.world.note(() => '--- the program starts');
     this.program = new Program(this.around);
-    this.checker.metadataChanged();
+    this.checker.restarted();
     this.guest.begin(this.program, requests);
   }
 
@@ -151,8 +151,12 @@ class Simulation {
     }
   }
 
-  private untilAnswered(patienceMs: number): void {
+  /** @param extraMs beyond what it takes when all is well */
+  private untilAnswered(extraMs = 0): void {
     const { guest } = this;
+    const { stripes, sourceMs, diskMs, thinkMs } = this.world.scenario;
+    const workMs = stripes * (sourceMs + diskMs) * 5 + guest.left * thinkMs * 20;
+    const patienceMs = PATIENCE_MS + workMs + extraMs;
     this.until(
       () => guest.left === 0 && guest.waiting === 0,
       patienceMs,
@@ -198,7 +202,7 @@ class Simulation {
     this.guest.left = 0;
     const faulty = world.faulty;
     world.faulty = false;
-    this.untilAnswered(PATIENCE_MS);
+    this.untilAnswered();
     world.faulty = faulty;
     let stopped = false;
     world.timeline.after(0, () => {
@@ -226,15 +230,14 @@ class Simulation {
       world.faulty = false;
       around.metadata.dead = true;
       world.note(() => '--- the metadata file fails from now on');
-      const metadataMs = world.scenario.thinkMs * 20 * guest.left + DEAD_METADATA_PATIENCE_MS;
-      this.untilAnswered(PATIENCE_MS + metadataMs);
+      this.untilAnswered(DEAD_METADATA_PATIENCE_MS);
       around.metadata.dead = false;
     } else if (guest.left > 0) {
       while (guest.left > 0 && this.step());
     }
     world.faulty = false;
     world.note(() => '--- nothing fails any more');
-    this.untilAnswered(PATIENCE_MS + world.scenario.thinkMs * 20 * guest.left);
+    this.untilAnswered();
     this.complete();
     this.compareAll();
     while (this.step());
@@ -260,9 +263,9 @@ class Simulation {
     const { guest } = this;
     // The first flush may tell of an error of the past, the next one may not.
     guest.submit(FLUSH, 0, 0, false);
-    this.untilAnswered(PATIENCE_MS);
+    this.untilAnswered();
     guest.submit(FLUSH, 0, 0, false);
-    this.untilAnswered(PATIENCE_MS);
+    this.untilAnswered();
     this.readAll();
   }
 
@@ -274,7 +277,7 @@ class Simulation {
       const count = Math.min(step, diskSectors - first);
       while (!this.guest.submit(READ, first, count, false)) this.step();
     }
-    this.untilAnswered(PATIENCE_MS);
+    this.untilAnswered();
   }
 
   private checkRest(): void {

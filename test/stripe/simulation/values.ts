@@ -22,6 +22,9 @@ export const sourceValue = (sector: number) => SOURCE + sector;
 export const junkValue = (sector: number) => JUNK + sector;
 export const tailValue = (bytes: number) => TAIL + bytes;
 
+/** Whether a guest wrote it; of zeroes nobody can tell. */
+export const isGuestData = (value: number) => value > ZERO && value < SOURCE;
+
 /** The words of a byte window, which begins at a multiple of four. */
 export function wordsOf(bytes: Uint8Array): Int32Array {
   return new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >> 2);

@@ -1,0 +1,125 @@
+/** Bugs in what is fetched when, and in what is written then. */
+import { FETCHED, Want } from '../../../../src/stripe/shared_state.ts';
+import { type Bug, replace } from '../bug.ts';
+import { insideCoordinator } from './insides.ts';
+
+export const fetchingBugs: Bug[] = [
+  {
+    name: 'a stripe is fetched again when it is local',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      replace(inside, 'published', (published) => (change) => {
+        published(change);
+        if (change.bits & FETCHED) inside.fetcher?.request(change.stripe);
+      });
+    },
+  },
+  {
+    name: 'a stripe is claimed while it is being fetched',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (!fetcher) return;
+      replace(fetcher, 'cancel', (cancel) => (stripe) => {
+        cancel(stripe);
+        return true;
+      });
+    },
+  },
+  {
+    name: 'a stripe is fetched while it is claimed',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      replace(inside, 'join', (join) => (stripe, work, asker) => {
+        join(stripe, work, asker);
+        if (work.phase === 'claimed') inside.fetcher?.request(stripe);
+      });
+    },
+  },
+  {
+    name: 'a stripe is claimed by two requests at once',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      replace(inside, 'join', (join) => (stripe, work, asker) => {
+        if (work.phase !== 'claimed' || asker.want !== Want.CLAIM) join(stripe, work, asker);
+        else inside.claim(stripe, work, asker);
+      });
+    },
+  },
+  {
+    name: 'a claim is granted past those who wait for the stripe',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      replace(inside, 'join', (join) => (stripe, work, asker) => {
+        const late = asker.want === Want.CLAIM && work.phase === 'fetch' && work.askers.length > 0;
+        if (late && inside.fetcher?.cancel(stripe)) inside.claim(stripe, work, asker);
+        else join(stripe, work, asker);
+      });
+    },
+  },
+  {
+    name: 'the last, partial stripe keeps what its buffer held',
+    parts(parts) {
+      const { source, layout } = parts;
+      if (!source) return;
+      replace(source, 'read', (read) => async (stripe, buffer, signal) => {
+        const own = Math.max(source.sizeBytes - stripe * layout.stripeBytes, 0);
+        const stale = buffer.bytes.slice(own);
+        const data = await read(stripe, buffer, signal);
+        if (data) buffer.bytes.set(stale, Math.min(own, buffer.bytes.length));
+        return data;
+      });
+    },
+  },
+  {
+    name: 'the last stripe is written beyond the end of the disk',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.options = { ...fetcher.options, diskBytes: Number.MAX_SAFE_INTEGER };
+    },
+  },
+  {
+    name: 'stripes that are all zeroes are left as the disk is',
+    parts({ target }) {
+      target.zero = async () => {};
+    },
+  },
+  {
+    name: 'a stripe that could not be fetched is never tried again',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.rest = () => {};
+    },
+  },
+  {
+    name: 'autofetch does not come back to a stripe whose claim failed',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      const { fetcher } = inside;
+      if (!fetcher) return;
+      replace(inside, 'claimFailed', (claimFailed) => (stripe, work, waiting) => {
+        const { cursor } = inside;
+        const { pump } = fetcher;
+        fetcher.pump = () => {};
+        claimFailed(stripe, work, waiting);
+        fetcher.pump = pump;
+        inside.cursor = cursor;
+      });
+    },
+  },
+  {
+    name: 'the source stays open when all is local',
+    coordinator(coordinator) {
+      insideCoordinator(coordinator).closeSourceIfDone = () => {};
+    },
+  },
+  {
+    name: 'the disk is called quiet when some of it is missing',
+    coordinator(coordinator) {
+      const { parts } = insideCoordinator(coordinator);
+      replace(insideCoordinator(coordinator), 'published', (published) => (change) => {
+        published(change);
+        parts.shared.quiet = true;
+      });
+    },
+  },
+];

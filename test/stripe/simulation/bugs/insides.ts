@@ -1,0 +1,75 @@
+/** What bugs need to see of classes that hide it: names and types as they are there. */
+import type { BlockDevice, BlockRequest } from '../../../../src/device/request.ts';
+import type { Coordinator } from '../../../../src/stripe/coordinator.ts';
+import type { TargetDisk } from '../../../../src/stripe/interfaces.ts';
+import type { Change } from '../../../../src/stripe/journal.ts';
+import type { LazyLayer } from '../../../../src/stripe/lazy_layer.ts';
+import type { QueueMessage, SharedStripes, Want } from '../../../../src/stripe/shared_state.ts';
+
+export interface Asker {
+  queue: number;
+  want: Want;
+}
+
+export interface Work {
+  phase: string;
+  askers: Asker[];
+  holder: Asker | null;
+}
+
+export interface CoordinatorInside {
+  states: Uint8Array;
+  cursor: number;
+  work: Map<number, Work>;
+  parts: { shared: SharedStripes; target: TargetDisk };
+  journal: {
+    pending: Change[];
+    dirty: Set<number>;
+    failed(error: Error): Promise<void>;
+    add(change: Change, urgent: boolean): void;
+    end(): Promise<void>;
+  };
+  /** There where there is a source. */
+  fetcher: {
+    options: { diskBytes: number };
+    request(stripe: number): void;
+    cancel(stripe: number): boolean;
+    rest(stripe: number, error: Error): void;
+    doubtRunning(): void;
+    pump(): void;
+  } | null;
+  join(stripe: number, work: Work, asker: Asker): void;
+  claim(stripe: number, work: Work, holder: Asker): void;
+  claimDone(stripe: number, ok: boolean): void;
+  claimFailed(stripe: number, work: Work, waiting: boolean): void;
+  commit(stripe: number, work: Work): void;
+  published(change: Change): void;
+  dataLost(): void;
+  metadataFailed(change: Change, error: Error): void;
+  answer(stripe: number, asker: Asker, result: number): void;
+  delay(queue: number, answer: object): void;
+  noteQuiet(): void;
+  closeSourceIfDone(): void;
+}
+
+export interface Parked {
+  missing: number;
+}
+
+export interface LayerInside {
+  base: BlockDevice;
+  image: BlockDevice | null;
+  options: { imageBytes: number; stripeBytes: number };
+  submit(request: BlockRequest): void;
+  post(message: QueueMessage): void;
+  isReady(stripe: number, read: boolean): boolean;
+  park(request: BlockRequest, first: number, last: number): void;
+  wantOf(request: BlockRequest, stripe: number): Want;
+  waitAnswered(stripe: number, want: Want, result: number): void;
+  answered(parked: Parked, result: number): void;
+}
+
+export const insideCoordinator = (coordinator: Coordinator) =>
+  coordinator as unknown as CoordinatorInside;
+
+export const insideLayer = (layer: LazyLayer) => layer as unknown as LayerInside;
