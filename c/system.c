@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -129,4 +130,16 @@ int ubiblk_name_thread(const char *name)
     char cut[16];
     snprintf(cut, sizeof(cut), "%s", name);
     return -pthread_setname_np(pthread_self(), cut);
+}
+
+/*
+ * How many threads the runtime does its file operations on, unless the environment says so already.
+ * It looks when it needs the first one, and takes one for each processor otherwise, with which a
+ * disk would wait for them.
+ */
+int ubiblk_file_threads(uint32_t count)
+{
+    char text[16];
+    snprintf(text, sizeof(text), "%u", count);
+    return setenv("UV_THREADPOOL_SIZE", text, 0) < 0 ? -errno : 0;
 }

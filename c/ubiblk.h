@@ -109,5 +109,6 @@ UBIBLK_API int ubiblk_poll(int32_t *fds, uint32_t count, int timeout_ms);
 UBIBLK_API int ubiblk_close(int fd);
 UBIBLK_API int ubiblk_pin_thread(uint32_t cpu);
 UBIBLK_API int ubiblk_name_thread(const char *name);
+UBIBLK_API int ubiblk_file_threads(uint32_t count);
 
 #endif

@@ -85,6 +85,7 @@ const SYMBOLS = {
   ubiblk_close: { args: ['i32'], returns: 'i32' },
   ubiblk_pin_thread: { args: ['u32'], returns: 'i32' },
   ubiblk_name_thread: { args: ['cstring'], returns: 'i32' },
+  ubiblk_file_threads: { args: ['u32'], returns: 'i32' },
 } as const;
 
 type Shim = ReturnType<typeof dlopen<typeof SYMBOLS>>['symbols'];
