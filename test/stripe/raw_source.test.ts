@@ -23,7 +23,6 @@ const log = new Log({ level: 'error', format: 'human' }, 'test');
 openLibrary();
 const memory = new NativeBuffer(STRIPE);
 const bytes = new Uint8Array(memory.window());
-const { signal } = new AbortController();
 let source: RawSource;
 
 afterAll(() => {
@@ -50,7 +49,7 @@ async function image(sizeBytes: number, data: number[], directIo = false): Promi
 function read(stripe: number, length = STRIPE): Promise<boolean> {
   bytes.fill(0xee);
   const buffer = { address: memory.address, bytes: bytes.subarray(0, length) };
-  return source.read(stripe, buffer, signal);
+  return source.read(stripe, buffer);
 }
 
 /** The runs of equal bytes in the buffer, as [byte, count]. */
