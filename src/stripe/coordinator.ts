@@ -178,7 +178,10 @@ export class Coordinator {
   /** Fails whoever waits for something that may never come, now and from now on. */
   giveUp(): void {
     this.givenUp = true;
-    for (const [stripe, work] of [...this.work]) this.failAskers(stripe, work, -EIO);
+    for (const [stripe, work] of this.work) {
+      // A request that fills a stripe ends by itself; queues expect its answer before those behind it.
+      if (!work.holder) this.failAskers(stripe, work, -EIO);
+    }
   }
 
   /** Fetches no more, records what is there to record, gives up the source. */
@@ -229,8 +232,12 @@ export class Coordinator {
   private fetch(stripe: number, work: Work): void {
     work.phase = 'fetch';
     this.work.set(stripe, work);
-    if (this.fetcher) this.fetcher.request(stripe);
-    else this.failAskers(stripe, work, -EIO);
+    if (this.fetcher) {
+      this.fetcher.request(stripe);
+    } else {
+      this.work.delete(stripe);
+      this.failAskers(stripe, work, -EIO);
+    }
   }
 
   private fetched(stripe: number): void {
@@ -267,6 +274,7 @@ export class Coordinator {
   private claimFailed(stripe: number, work: Work, waiting: boolean): void {
     if (waiting) this.answer(stripe, work.holder as Asker, -EIO);
     work.holder = null;
+    if (this.givenUp) this.failAskers(stripe, work, -EIO);
     if (work.askers[0]?.want === Want.CLAIM) {
       this.claim(stripe, work, work.askers.shift() as Asker);
     } else if (work.askers.length > 0) {
@@ -324,7 +332,6 @@ export class Coordinator {
     const failed = work.askers;
     work.askers = [];
     for (const asker of failed) this.answer(stripe, asker, result);
-    if (work.phase === 'fetch') this.work.delete(stripe);
   }
 
   private isLocal(stripe: number): boolean {
