@@ -15,6 +15,8 @@ export interface Row {
   poll: boolean;
   /** With keys; compared with our own server without. */
   encrypted?: boolean;
+  /** With metadata of a disk on which everything is local; compared likewise. */
+  lazy?: boolean;
   targets: Target[];
 }
 
@@ -34,7 +36,8 @@ function name(row: Omit<Row, 'name' | 'targets'>): string {
   const size =
     row.blockBytes >= 1 << 20 ? `${row.blockBytes >> 20}M` : `${row.blockBytes / kibibyte}K`;
   const queues = row.queues > 1 ? ` q${row.queues}` : '';
-  const place = row.encrypted ? `encrypted ${row.place}` : row.place;
+  const kind = row.encrypted ? 'encrypted ' : row.lazy ? 'lazy ' : '';
+  const place = `${kind}${row.place}`;
   return `${place} ${row.access} ${size} d${row.depth}${queues}${row.poll ? ' poll' : ''}`;
 }
 
@@ -100,6 +103,16 @@ function encryptedRows(isal: boolean): Row[] {
   return rows;
 }
 
+/** A disk with metadata, all of it local, against one without. */
+function lazyRows(): Row[] {
+  return (['randread', 'randwrite'] as const).map((access) => {
+    const blockBytes = 4 * kibibyte;
+    const row = { place: 'cache' as const, access, blockBytes, depth: 32, queues: 1 };
+    const full = { ...row, poll: true, lazy: true };
+    return { ...full, name: name(full), targets: [{ figure: 'iops' as const, atLeast: 0.97 }] };
+  });
+}
+
 /**
  * All rows, in the order in which they run.
  * @param isal whether isa-l_crypto is linked in
@@ -124,5 +137,5 @@ export function allRows(cores: number, isal: boolean): Row[] {
       }
     }
   }
-  return [...rows, ...encryptedRows(isal)];
+  return [...rows, ...encryptedRows(isal), ...lazyRows()];
 }

@@ -19,6 +19,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { binary, client, folders, root } from '../test/e2e/processes.ts';
 import { cipherRates, usesIsal } from './cipher.ts';
+import { autofetchFigures, hugeFigures, init } from './lazy.ts';
 import {
   ClientFailure,
   measure,
@@ -103,10 +104,10 @@ function wanted(name: string): boolean {
 }
 
 /** A file to serve: written in full, and in the page cache. */
-function makeFile(file: string): string {
+function makeFile(file: string, bytes = sizeBytes): string {
   const chunk = new Uint8Array(1 << 20);
   const fd = openSync(file, 'wx', 0o600);
-  for (let at = 0; at < sizeBytes; at += chunk.length) {
+  for (let at = 0; at < bytes; at += chunk.length) {
     if (at % (64 << 20) === 0)
       for (let i = 0; i < chunk.length; i += 65536)
         crypto.getRandomValues(chunk.subarray(i, i + 65536));
@@ -150,7 +151,7 @@ function otherFile({ file, place }: Served): string {
 /** The row against the best peer that holds out. */
 async function runRow(row: Row, served: Served, oneQueue: Result | undefined): Promise<Result> {
   if (row.place === 'cache') readIntoCache(served.file);
-  if (row.encrypted) {
+  if (row.encrypted || row.lazy) {
     const plain = () => startOurs({ ...served, file: otherFile(served) });
     return await compare(row, served, oneQueue, 'ours, plain', plain);
   }
@@ -174,6 +175,13 @@ async function runRow(row: Row, served: Served, oneQueue: Result | undefined): P
   );
 }
 
+/** Metadata that says that everything is local. */
+function localMetadata({ folder, file }: Served): Record<string, unknown> {
+  const more = { metadata_path: join(folder, 'local.meta') };
+  if (!existsSync(more.metadata_path)) init(folder, { path: file, ...more });
+  return more;
+}
+
 async function compare(
   row: Row,
   served: Served,
@@ -185,7 +193,8 @@ async function compare(
   if (peerMode) result.peerMode = peerMode;
   const servers: RunningServer[] = [];
   try {
-    const ours = await startOurs({ ...served, encrypted: row.encrypted });
+    const more = row.lazy ? localMetadata(served) : {};
+    const ours = await startOurs({ ...served, encrypted: row.encrypted, more });
     servers.push(ours);
     if (startOther) servers.push(await startOther());
     // Neither side's first second counts: code is compiled, pages are mapped.
@@ -342,6 +351,26 @@ function cipherRows(folder: string, file: string): Single[] {
   });
 }
 
+async function lazyFigures(folder: string): Promise<Single[]> {
+  if (!wanted('lazy figures')) return [];
+  const image = join(folder, 'image.raw');
+  const bytes = options.quick ? sizeBytes : 4 * sizeBytes;
+  makeFile(image, bytes);
+  const figures = [
+    ...(await autofetchFigures(folder, image, bytes, Math.min(runs, 3))),
+    ...(await hugeFigures(folder, runs)),
+  ];
+  return figures.map(({ name, value, unit, against, ratio, atLeast, atMost }) => {
+    const what = against
+      ? `${ratio?.toFixed(2)} of ${against}, >= ${atLeast}`
+      : `<= ${atMost} ${unit}`;
+    const passed = atLeast === undefined ? value <= Number(atMost) : Number(ratio) >= atLeast;
+    const single = { name, value, unit, verdict: verdict(what, passed) };
+    printSingle(single);
+    return single;
+  });
+}
+
 function commit(): string {
   try {
     const git = (...args: string[]) =>
@@ -383,7 +412,7 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    console.log('cipher');
+    for (const more of ['cipher', 'lazy figures']) console.log(more);
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
@@ -420,7 +449,11 @@ async function main(): Promise<boolean> {
       console.error(`bench: the row is given up: ${(error as Error).message}`);
     }
   }
-  const singles = [...(await processRows(folder, file)), ...cipherRows(folder, file)];
+  const singles = [
+    ...(await processRows(folder, file)),
+    ...cipherRows(folder, file),
+    ...(await lazyFigures(folder)),
+  ];
 
   const verdicts = [
     ...results.flatMap(({ verdicts }) => verdicts),

@@ -13,6 +13,8 @@ export interface Served {
   queues: number;
   /** Ours alone: with keys, as if the file were ciphertext. */
   encrypted?: boolean;
+  /** Ours alone: more of the configuration. */
+  more?: Record<string, unknown>;
   /** Folder for sockets and configuration files. */
   folder: string;
 }
@@ -37,20 +39,38 @@ export async function startOurs(
   served: Served,
   env: Record<string, string> = {},
 ): Promise<RunningServer> {
-  const socket = join(served.folder, `ours${count++}.sock`);
-  const config = join(served.folder, `ours${count}.yaml`);
-  const settings = {
+  const settings: Record<string, unknown> = {
     path: served.file,
-    socket,
     num_queues: served.queues,
     queue_size: 256,
     direct_io: served.place === 'direct',
+    ...served.more,
   };
-  const lines = Object.entries(settings).map(([key, value]) => `${key}: ${JSON.stringify(value)}`);
-  if (served.encrypted) lines.push(`encryption_key: ["${key(1)}", "${key(2)}"]`);
+  if (served.encrypted) settings.encryption_key = [key(1), key(2)];
+  const options = served.place === 'null' ? ['--null', String(served.sizeBytes)] : [];
+  return await startWith(served.folder, settings, options, env);
+}
+
+/** Writes a configuration file. @returns its path */
+export function writeConfig(folder: string, settings: Record<string, unknown>): string {
+  const config = join(folder, `ours${count++}.yaml`);
+  const lines = Object.entries(settings).map(
+    ([name, value]) => `${name}: ${JSON.stringify(value)}`,
+  );
   writeFileSync(config, `${lines.join('\n')}\n`, { mode: 0o600 });
-  const argv = [binary, 'serve', 'vhost', '--config', config];
-  if (served.place === 'null') argv.push('--null', String(served.sizeBytes));
+  return config;
+}
+
+/** Starts `ubiblk serve vhost` with a configuration. @throws Error as {@link startOurs} */
+export async function startWith(
+  folder: string,
+  settings: Record<string, unknown>,
+  options: readonly string[] = [],
+  env: Record<string, string> = {},
+): Promise<RunningServer> {
+  const socket = join(folder, `ours${count++}.sock`);
+  const config = writeConfig(folder, { ...settings, socket });
+  const argv = [binary, 'serve', 'vhost', '--config', config, ...options];
   const from = performance.now();
   const child = start(argv, env);
   await child.said(/listening on /, 10_000, 0, child.stderr);
