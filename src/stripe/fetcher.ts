@@ -39,8 +39,12 @@ export class Fetcher {
   private autofetching = false;
   /** When the next stripe that nobody waits for may be begun, in the clock's milliseconds. */
   private autofetchAt = 0;
-  private autofetchTimer = false;
+  /** Until then none of them is begun, because the last ones have failed. */
+  private restUntil = 0;
+  /** Failures since the last stripe that didn't fail; those that came together count once. */
   private autofetchFailures = 0;
+  /** When autofetch goes on by itself. */
+  private wakeTime = Number.POSITIVE_INFINITY;
 
   /**
    * @param buffers each for a whole stripe
@@ -118,7 +122,7 @@ export class Fetcher {
   retryNow(): void {
     for (const stripe of this.resting) this.demand.add(stripe);
     this.resting.clear();
-    this.autofetchAt = 0;
+    this.restUntil = 0;
     this.pump();
   }
 
@@ -143,9 +147,9 @@ export class Fetcher {
   private next(): number {
     for (const stripe of this.demand) return stripe;
     if (!this.autofetching || this.free.length <= RESERVED(this.buffers)) return -1;
-    const wait = this.autofetchAt - this.clock.now();
-    if (wait > 0) {
-      this.wakeLater(wait);
+    const time = Math.max(this.autofetchAt, this.restUntil);
+    if (time > this.clock.now()) {
+      this.wakeAt(time);
       return -1;
     }
     const stripe = this.nextIdle();
@@ -157,11 +161,11 @@ export class Fetcher {
     return stripe;
   }
 
-  private wakeLater(ms: number): void {
-    if (this.autofetchTimer) return;
-    this.autofetchTimer = true;
-    this.clock.sleep(ms, this.stop.signal).then(() => {
-      this.autofetchTimer = false;
+  private wakeAt(time: number): void {
+    if (this.wakeTime <= time) return;
+    this.wakeTime = time;
+    this.clock.sleep(time - this.clock.now(), this.stop.signal).then(() => {
+      if (this.wakeTime === time) this.wakeTime = Number.POSITIVE_INFINITY;
       this.pump();
     });
   }
@@ -191,6 +195,7 @@ export class Fetcher {
     } else {
       this.failures.delete(stripe);
       this.autofetchFailures = 0;
+      this.restUntil = 0;
       this.fetched(stripe);
     }
     this.pump();
@@ -203,10 +208,8 @@ export class Fetcher {
     this.failed({ stripe, ...failure });
     this.resting.add(stripe);
     // A source that is away is not asked for one stripe after the other that nobody waits for.
-    this.autofetchAt = Math.max(
-      this.autofetchAt,
-      this.clock.now() + delayMs(++this.autofetchFailures),
-    );
+    const now = this.clock.now();
+    if (now >= this.restUntil) this.restUntil = now + delayMs(++this.autofetchFailures);
     this.clock.sleep(delayMs(attempts), this.stop.signal).then(() => {
       if (!this.resting.delete(stripe)) return;
       this.demand.add(stripe);
