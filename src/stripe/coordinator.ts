@@ -196,7 +196,7 @@ export class Coordinator {
     const work = this.work.get(stripe);
     if (this.satisfied(stripe, asker.want)) {
       this.answer(stripe, asker, GRANTED);
-    } else if (this.givenUp) {
+    } else if (this.givenUp && !work?.holder) {
       this.answer(stripe, asker, -EIO);
     } else if (work) {
       this.join(stripe, work, asker);
