@@ -17,6 +17,8 @@ import type { Program } from './program.ts';
 import { POISON, SECTOR, ZERO } from './values.ts';
 import type { World } from './world.ts';
 
+/** What a request ends with that was given up: no layer gives this one. */
+const ECANCELED = 125;
 /** A fault this long ago may still be the reason for an answer. */
 const FAULT_MEMORY_MS = 500;
 /** More than a queue's ring has room for answers: requests for all of the disk get interesting. */
@@ -36,6 +38,10 @@ interface Slot {
 export class Guest implements RequestOwner {
   /** Requests that it will still make. */
   left = 0;
+  /** Requests may fail because the program gives up waiting. */
+  givenUp = false;
+  /** What queues give up is not begun again. */
+  leaving = false;
   private readonly slots: Slot[] = [];
   private readonly slotOf = new Map<BlockRequest, Slot>();
   private values = 0;
@@ -54,6 +60,8 @@ export class Guest implements RequestOwner {
     const { queues, depth, diskSectors } = this.world.scenario;
     this.program = program;
     this.left = requests;
+    this.givenUp = false;
+    this.leaving = false;
     this.slots.length = 0;
     this.slotOf.clear();
     for (let queue = 0; queue < queues; queue++) {
@@ -143,11 +151,39 @@ export class Guest implements RequestOwner {
     this.think();
   }
 
+  /** A queue has given a request up, and has done nothing of it. */
+  abandoned(request: BlockRequest): void {
+    const slot = this.slotOf.get(request);
+    if (!slot?.busy) {
+      this.world.fail(`a request was given up that nobody made: ${opName(request.op)}`);
+      return;
+    }
+    this.world.note(() => `guest: ${opName(request.op)} on queue ${slot.queue} is given up`);
+    const { timeline, dice, scenario } = this.world;
+    const layer = this.program?.layers[slot.queue];
+    timeline.after(dice.delayMs(scenario.messageMs), () => {
+      if (this.leaving) this.forget(slot);
+      else layer?.submit(request);
+    });
+  }
+
+  /** Nobody hears of a request any more, of which nothing was done. */
+  private forget(slot: Slot): void {
+    slot.busy = false;
+    slot.request.result = -ECANCELED;
+    this.compare(slot);
+  }
+
+  /** Queues give up what waits for main. */
+  pauseAll(): void {
+    for (const layer of this.program?.layers ?? []) layer.abandon();
+  }
+
   private checkResult({ request, beganMs }: Slot): void {
     const { result, op } = request;
     if (result === 0 || op === FLUSH) return;
     if (result > 0) this.world.fail(`${opName(op)} ends with ${result}`);
-    if (this.world.faultAtMs < beganMs - FAULT_MEMORY_MS) {
+    if (!this.givenUp && this.world.faultAtMs < beganMs - FAULT_MEMORY_MS) {
       this.world.fail(`${opName(op)} fails with ${result}, for no reason`);
     }
   }
@@ -206,6 +242,9 @@ export class Guest implements RequestOwner {
     const { dice, scenario } = this.world;
     if (this.slots.every(({ busy }) => busy)) return false;
     this.left--;
+    if (scenario.pauses > 0 && dice.chance(scenario.pauses)) {
+      this.program?.layers[dice.below(scenario.queues)].abandon();
+    }
     const op = this.pickOp();
     const [first, count] = op === FLUSH ? [0, 0] : this.pickRange();
     if (!scenario.overlaps && op !== FLUSH && this.touches(op, first, count)) return true;

@@ -53,6 +53,8 @@ export interface Scenario {
   sourceMs: number;
   diskMs: number;
   messageMs: number;
+  /** Queues are made to give up what waits, once in so many requests, and begin it again; 0: never. */
+  pauses: number;
   /** Queues look for answers without being woken, too. */
   eager: boolean;
   faults: FaultRates;
@@ -115,6 +117,7 @@ export function makeScenario(dice: Dice): Scenario {
     sourceMs: dice.pick([0.1, 2, 20, 200]),
     diskMs: dice.pick([0.05, 1, 1, 10]),
     messageMs: dice.pick([0.01, 0.1, 1, 10]),
+    pauses: dice.pick([0, 0, 5, 20]),
     eager: dice.chance(2),
     ...troubles(dice),
   };
@@ -152,7 +155,7 @@ function troubles(dice: Dice): Pick<Scenario, 'faults' | 'outages' | 'lives' | '
   const lives = Array.from({ length: dice.below(4) }, () => {
     const requests = dice.between(1, 40);
     return {
-      ending: dice.pick<Ending>(['power cut', 'power cut', 'kill', 'stop']),
+      ending: dice.pick<Ending>(['power cut', 'power cut', 'kill', 'stop', 'stop']),
       steps: dice.between(1, 20 + requests * 10),
       requests,
     };

@@ -6,6 +6,9 @@ import type { Memory } from './memory.ts';
 import { SECTOR, store, wordsOf } from './values.ts';
 import type { World } from './world.ts';
 
+/** How long a read may hang of a source that is gone. */
+const GONE_MS = 1_000_000;
+
 /** What the source and whoever copies from it tell of their work. */
 export interface FetchWatch {
   begun(stripe: number): void;
@@ -66,6 +69,10 @@ export class SimSource implements StripeSource {
     const { world } = this;
     const { scenario, timeline, dice } = world;
     if (signal.aborted) return 'given up';
+    if (world.sourceGone) {
+      if (dice.chance(2)) await timeline.sleep(GONE_MS, signal);
+      return 'gone';
+    }
     const now = timeline.now();
     const outage = scenario.outages.find(({ fromMs, toMs }) => fromMs <= now && now < toMs);
     if (outage && world.faulty) {

@@ -20,6 +20,8 @@ const PATIENCE_MS = 200_000;
 const AUTOFETCH_PATIENCE_MS = 2_000_000;
 /** Metadata that fails for good is tried five times before the guest is told. */
 const DEAD_METADATA_PATIENCE_MS = 60_000;
+/** Requests that still come when main has given up. */
+const LAST_REQUESTS = 5;
 const STEPS_AFTER_STOP = 20;
 const MAX_STEPS = 300_000;
 
@@ -196,14 +198,33 @@ class Simulation {
     });
   }
 
+  /** Its requests are answered before a program stops, whatever they wait for. */
+  private finishRequests(): void {
+    const { world, guest, program } = this;
+    const { dice, timeline, faulty, scenario } = world;
+    const way = dice.pick(['wait', 'leave', 'give up']);
+    world.note(() => `--- requests at the end: ${way}`);
+    guest.left = way === 'give up' ? Math.min(guest.left, LAST_REQUESTS) : 0;
+    if (way === 'wait') {
+      world.faulty = false;
+    } else if (way === 'leave') {
+      world.sourceGone = true;
+      guest.leaving = true;
+      timeline.after(dice.delayMs(scenario.diskMs), () => guest.pauseAll());
+    } else {
+      world.sourceGone = true;
+      guest.givenUp = true;
+      timeline.after(dice.delayMs(scenario.sourceMs), () => program?.coordinator.giveUp());
+    }
+    this.untilAnswered();
+    world.faulty = faulty;
+    world.sourceGone = false;
+  }
+
   /** The program is told to stop; its guest is gone by then. */
   private stop(): void {
     const { world, program } = this;
-    this.guest.left = 0;
-    const faulty = world.faulty;
-    world.faulty = false;
-    this.untilAnswered();
-    world.faulty = faulty;
+    this.finishRequests();
     let stopped = false;
     world.timeline.after(0, () => {
       program?.coordinator.stop().then(() => {

@@ -14,6 +14,8 @@ export class World {
   violation: string | null = null;
   /** Faults may happen. */
   faulty = true;
+  /** The source is away, and stays so. */
+  sourceGone = false;
   /** When the last fault of the disk, its metadata or the image did. */
   faultAtMs = Number.NEGATIVE_INFINITY;
 

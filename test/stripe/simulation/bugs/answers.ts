@@ -1,4 +1,5 @@
 /** Bugs in who is told what, and when. */
+import { EIO } from '../../../../ffi/errno.ts';
 import { type Bug, replace } from '../bug.ts';
 import { insideCoordinator, insideLayer } from './insides.ts';
 
@@ -58,6 +59,22 @@ export const answerBugs: Bug[] = [
         waitAnswered(stripe, 0, result);
         waitAnswered(stripe, 1, result);
       });
+    },
+  },
+  {
+    name: 'when main gives up, it answers those behind a claim before its holder',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      inside.giveUp = () => {
+        inside.givenUp = true;
+        for (const [stripe, work] of inside.work) inside.failAskers(stripe, work, -EIO);
+      };
+    },
+  },
+  {
+    name: 'a claim granted to a request that was given up is kept',
+    layer(layer) {
+      insideLayer(layer).giveBack = () => {};
     },
   },
   {

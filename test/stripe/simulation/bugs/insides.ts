@@ -20,6 +20,7 @@ export interface Work {
 export interface CoordinatorInside {
   states: Uint8Array;
   cursor: number;
+  givenUp: boolean;
   work: Map<number, Work>;
   parts: { shared: SharedStripes; target: TargetDisk };
   journal: {
@@ -44,6 +45,8 @@ export interface CoordinatorInside {
   claimFailed(stripe: number, work: Work, waiting: boolean): void;
   commit(stripe: number, work: Work): void;
   published(change: Change): void;
+  giveUp(): void;
+  failAskers(stripe: number, work: Work, result: number): void;
   dataLost(): void;
   metadataFailed(change: Change, error: Error): void;
   answer(stripe: number, asker: Asker, result: number): void;
@@ -66,6 +69,7 @@ export interface LayerInside {
   park(request: BlockRequest, first: number, last: number): void;
   wantOf(request: BlockRequest, stripe: number): Want;
   waitAnswered(stripe: number, want: Want, result: number): void;
+  giveBack(stripes: number[]): void;
   answered(parked: Parked, result: number): void;
 }
 
