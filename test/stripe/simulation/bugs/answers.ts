@@ -39,7 +39,7 @@ export const answerBugs: Bug[] = [
     name: 'a claim of a request that fails is not given back',
     layer(layer) {
       replace(insideLayer(layer), 'post', (post) => (message) => {
-        if (message.kind === 'ask' || message.ok) post(message);
+        if (message.kind !== 'claimDone' || message.ok) post(message);
       });
     },
   },
