@@ -217,6 +217,18 @@ int64_t ubiblk_file_next_data(int fd, uint64_t offset)
     return data < 0 ? -errno : data;
 }
 
+/*
+ * Lets one file share a range of blocks with another of the same file system; both keep what they
+ * hold when the other is written to. -EOPNOTSUPP, -EXDEV where they can't, -EINVAL where the range
+ * isn't one of whole blocks.
+ */
+int ubiblk_file_clone(int to, uint64_t to_offset, int from, uint64_t from_offset, uint64_t length)
+{
+    struct file_clone_range range = {
+        .src_fd = from, .src_offset = from_offset, .src_length = length, .dest_offset = to_offset};
+    return ioctl(to, FICLONERANGE, &range) < 0 ? -errno : 0;
+}
+
 int ubiblk_fdatasync(int fd)
 {
     return fdatasync(fd) < 0 ? -errno : 0;

@@ -34,6 +34,8 @@ UBIBLK_API int ubiblk_ring_destroy(uint64_t handle);
 UBIBLK_API int ubiblk_ring_enter(uint64_t handle, uint32_t to_submit, uint32_t min_complete,
                                  int32_t timeout_us);
 UBIBLK_API int ubiblk_ring_register_files(uint64_t handle, const int32_t *fds, uint32_t count);
+UBIBLK_API int ubiblk_ring_update_files(uint64_t handle, uint32_t first, const int32_t *fds,
+                                        uint32_t count);
 UBIBLK_API int ubiblk_ring_register_buffers(uint64_t handle, const void *iovecs, uint32_t count);
 UBIBLK_API int ubiblk_ring_unregister_buffers(uint64_t handle);
 UBIBLK_API int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen,
@@ -62,6 +64,8 @@ UBIBLK_API int64_t ubiblk_pread_cached(int fd, uint64_t buf, uint64_t length, ui
 UBIBLK_API int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 UBIBLK_API int64_t ubiblk_file_next_data(int fd, uint64_t offset);
+UBIBLK_API int ubiblk_file_clone(int to, uint64_t to_offset, int from, uint64_t from_offset,
+                                 uint64_t length);
 UBIBLK_API int ubiblk_fdatasync(int fd);
 
 /* memory.c */

@@ -174,6 +174,12 @@ int ubiblk_ring_register_files(uint64_t handle, const int32_t *fds, uint32_t cou
     return io_uring_register_files(&ring_of(handle)->uring, fds, count);
 }
 
+/* Puts other files, or none (-1), in the place of registered ones. */
+int ubiblk_ring_update_files(uint64_t handle, uint32_t first, const int32_t *fds, uint32_t count)
+{
+    return io_uring_register_files_update(&ring_of(handle)->uring, first, fds, count);
+}
+
 int ubiblk_ring_register_buffers(uint64_t handle, const void *iovecs, uint32_t count)
 {
     return io_uring_register_buffers(&ring_of(handle)->uring, iovecs, count);

@@ -152,6 +152,11 @@ export class Ring {
     if (result < 0) throw failed('io_uring_register', result);
   }
 
+  /** Puts other files, or none (-1), in the place of registered ones from `first` on. */
+  updateFiles(first: number, fds: readonly number[]): void {
+    shim.ubiblk_ring_update_files(this.handle, first, Int32Array.from(fds), fds.length);
+  }
+
   /**
    * Registers parts of memory of at most 1 GiB: transfers that name one needn't pin its pages.
    * @returns false where the kernel or the memlock limit has no room for them

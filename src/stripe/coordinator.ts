@@ -157,7 +157,7 @@ export class Coordinator {
     this.flushBacklog(queue);
     if (message.kind === 'ask') {
       for (const { stripe, want } of message.asks) this.ask(stripe, { queue, want });
-    } else {
+    } else if (message.kind === 'claimDone') {
       for (const stripe of message.stripes) this.claimDone(stripe, message.ok);
     }
   }

@@ -177,7 +177,9 @@ export class Fetcher {
     const part = { address: buffer.address, bytes: buffer.bytes.subarray(0, length) };
     let failure: Error | null = null;
     try {
-      if (await this.source.read(stripe, part, this.stop.signal)) {
+      if (this.source.copy?.(stripe, offset, length)) {
+        // Nothing had to be carried.
+      } else if (await this.source.read(stripe, part, this.stop.signal)) {
         await this.target.write(offset, part);
       } else {
         await this.target.zero(offset, length);

@@ -18,6 +18,12 @@ export interface StripeSource {
    * @throws Error where it can't be read now; it is tried again later
    */
   read(stripe: number, buffer: StripeBuffer, signal: AbortSignal): Promise<boolean>;
+  /**
+   * Puts a stripe onto the disk by itself, where that is cheaper than to carry its bytes there.
+   * @param length of its part on the disk, at `offset`
+   * @returns false where it can't, and then nothing has been done
+   */
+  copy?(stripe: number, offset: number, length: number): boolean;
   /** Gives up connections and files; nothing is asked for afterwards. */
   close(): Promise<void>;
 }

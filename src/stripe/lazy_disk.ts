@@ -69,6 +69,9 @@ export class LazyDisk {
   private wake: (queue: number) => void = () => {};
   private readonly coordinator: Coordinator;
   private readonly target: DiskTarget;
+  private readonly shared: SharedStripes;
+  /** Queues that may still read the image. */
+  private readers: number;
 
   /**
    * @param image what queues read themselves as long as stripes aren't fetched
@@ -78,13 +81,19 @@ export class LazyDisk {
     readonly start: LazyStart,
     private readonly metadata: OpenMetadata,
     disk: Disk,
-    private readonly image: Disk | null,
+    private image: RawSource | null,
     source: StripeSource | null,
     config: LazyConfig,
     private readonly log: Log,
   ) {
     const { stripes, queues, options } = start;
     this.target = new DiskTarget(disk.facts);
+    this.shared = new SharedStripes(start.shared, stripes, queues);
+    this.readers = queues;
+    if (image) {
+      image.onClose = () => this.askForImage();
+      if (disk.facts.xts === 0 && !disk.facts.isBlockDevice) image.shareWith(disk.facts.fd);
+    }
     this.coordinator = new Coordinator(
       {
         stripeBytes: options.stripeBytes,
@@ -96,7 +105,7 @@ export class LazyDisk {
       {
         layout: metadata.layout,
         headers: metadata.headers,
-        shared: new SharedStripes(start.shared, stripes, queues),
+        shared: this.shared,
         source,
         target: this.target,
         store: metadata.store,
@@ -115,7 +124,8 @@ export class LazyDisk {
   }
 
   receive(message: QueueMessage): void {
-    this.coordinator.receive(message);
+    if (message.kind !== 'imageReleased') this.coordinator.receive(message);
+    else if (--this.readers === 0) this.closeImage();
   }
 
   get status(): StripeStatus {
@@ -131,8 +141,19 @@ export class LazyDisk {
   async close(): Promise<void> {
     await this.coordinator.stop();
     this.target.close();
-    this.image?.close();
+    this.closeImage();
     await this.metadata.close();
+  }
+
+  /** Nothing is left to fetch: the queues are to let go of the image. */
+  private askForImage(): void {
+    this.shared.imageDone = true;
+    for (let queue = 0; queue < this.start.queues; queue++) this.wake(queue);
+  }
+
+  private closeImage(): void {
+    this.image?.disk.close();
+    this.image = null;
   }
 }
 
@@ -175,17 +196,18 @@ export async function openLazyDisk(
     }
     const source = missing.count > 0 ? await openSource(config, stripeBytes, log) : null;
     if (source) await checkSource(source, missing.last, stripes);
-    const image = source instanceof RawSource && !config.copyOnRead ? source.disk : null;
+    const image = source instanceof RawSource ? source : null;
     const start: LazyStart = {
       shared: new SharedArrayBuffer(sharedStripeBytes(stripes, queues)),
       stripes,
       queues,
-      image: image?.facts ?? null,
+      image: image?.disk.facts ?? null,
       options: {
         stripeBytes,
         diskBytes: sizeBytes,
         trackWritten: config.trackWritten,
-        imageBytes: image?.facts.sizeBytes ?? 0,
+        imageBytes: image?.sizeBytes ?? 0,
+        copyOnRead: config.copyOnRead,
       },
     };
     return new LazyDisk(start, metadata, disk, image, source, config, log);
@@ -208,13 +230,13 @@ function missingStripes(headers: Uint8Array): { count: number; last: number } {
 }
 
 async function openSource(
-  { stripeSource, directIo, metadataPath, copyOnRead }: LazyConfig,
+  { stripeSource, directIo, metadataPath }: LazyConfig,
   stripeBytes: number,
   log: Log,
 ): Promise<StripeSource> {
   if (stripeSource?.source === 'raw') {
     const { path } = stripeSource;
-    return await openRawSource({ path, stripeBytes, directIo, kept: !copyOnRead }, log);
+    return await openRawSource({ path, stripeBytes, directIo, kept: true }, log);
   }
   throw new UserError(
     `'${metadataPath}' says that stripes are still to be fetched, but no source is configured; add ` +

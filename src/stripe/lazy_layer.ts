@@ -34,6 +34,8 @@ export interface LazyOptions {
   trackWritten: boolean;
   /** Bytes of the image that unfetched stripes may be read from; 0: none. */
   imageBytes: number;
+  /** What is read from the image is to become local. */
+  copyOnRead?: boolean;
 }
 
 /** A request that waits for main. */
@@ -58,6 +60,9 @@ class Filling extends BlockRequest {
   parked: Parked | null = null;
 }
 
+/** So many stripes are asked for also while the image is being read. */
+const MOST_LATER = 16;
+
 export class LazyLayer implements BlockDevice, RequestOwner {
   /** Who waits for a stripe to be local, and for its write to be recorded. */
   private readonly waiting = [new Map<number, Parked[]>(), new Map<number, Parked[]>()];
@@ -67,19 +72,23 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
   private readonly states: Uint8Array;
   private readonly parked = new Set<Parked>();
+  /** Stripes that were read from the image and are to be asked for. */
+  private readonly later: { stripe: number; want: Want }[] = [];
 
   /**
    * @param base the disk's own data
    * @param image plain data of unfetched stripes for reads that don't make them local, or null
    * @param post sends a message to main
+   * @param releaseImage lets go of the image's files, which nothing reads any more
    */
   constructor(
     private readonly base: BlockDevice,
-    private readonly image: BlockDevice | null,
+    private image: BlockDevice | null,
     private readonly shared: SharedStripes,
     private readonly requests: RequestTable,
     private readonly options: LazyOptions,
     private readonly post: (message: QueueMessage) => void,
+    private readonly releaseImage: () => void = () => {},
   ) {
     this.states = shared.states;
   }
@@ -101,8 +110,12 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     let stripe = first;
     while (stripe <= last && this.isReady(stripe, read)) stripe++;
     if (stripe > last) this.base.submit(request);
-    else if (read && first === last && this.image && end <= imageBytes) this.image.submit(request);
-    else this.park(request, first, last);
+    else if (read && first === last && this.image && end <= imageBytes) {
+      if (this.options.copyOnRead) this.fetchLater(first);
+      this.image.submit(request);
+    } else {
+      this.park(request, first, last);
+    }
   }
 
   /** Takes main's answers; to be called whenever the queue is awake. */
@@ -112,6 +125,12 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       const { stripe, want, result } = answer;
       if (want === Want.CLAIM) this.claimAnswered(stripe, result);
       else this.waitAnswered(stripe, want, result);
+    }
+    if (this.image) this.askForLater(this.image);
+    if (shared.imageDone && this.image?.inFlight === 0) {
+      this.image = null;
+      this.releaseImage();
+      this.post({ kind: 'imageReleased', queue: this.options.queue });
     }
   }
 
@@ -145,6 +164,20 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     const state = Atomics.load(this.states, stripe);
     if ((state & (HAS_SOURCE | FETCHED)) === HAS_SOURCE) return false;
     return read || !this.options.trackWritten || (state & WRITTEN) !== 0;
+  }
+
+  /** Has a stripe fetched that nobody waits for: not before the reads of the image that somebody does. */
+  private fetchLater(stripe: number): void {
+    const list = this.waiting[Want.LOCAL];
+    if (list.has(stripe)) return;
+    list.set(stripe, []);
+    this.later.push({ stripe, want: Want.LOCAL });
+  }
+
+  private askForLater(image: BlockDevice): void {
+    const { length } = this.later;
+    if (length === 0 || (image.inFlight > 0 && length < MOST_LATER)) return;
+    this.post({ kind: 'ask', queue: this.options.queue, asks: this.later.splice(0) });
   }
 
   private park(request: BlockRequest, first: number, last: number): void {

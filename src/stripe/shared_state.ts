@@ -29,7 +29,9 @@ export const CLAIMED = 1;
 export type QueueMessage =
   | { kind: 'ask'; queue: number; asks: { stripe: number; want: Want }[] }
   /** The request that held the claims has been carried out on the disk, or has failed. */
-  | { kind: 'claimDone'; queue: number; stripes: number[]; ok: boolean };
+  | { kind: 'claimDone'; queue: number; stripes: number[]; ok: boolean }
+  /** The queue reads the image no more, and has let go of it. */
+  | { kind: 'imageReleased'; queue: number };
 
 export interface Answer {
   stripe: number;
@@ -44,6 +46,8 @@ const RING_ANSWERS = 1024;
 const ANSWER_WORDS = 2;
 /** Word of the header: every stripe is local, and nothing is recorded of writes. */
 const QUIET = 0;
+/** Word of the header: nothing is left to fetch, and the image is to be closed. */
+const IMAGE_DONE = 1;
 /** Words of a queue's ring before its answers: how many were put in and taken out. */
 const PUT = 0;
 const TAKEN = 1;
@@ -77,6 +81,15 @@ export class SharedStripes {
 
   set quiet(quiet: boolean) {
     Atomics.store(this.words, QUIET, quiet ? 1 : 0);
+  }
+
+  /** Whether queues are to let go of the image. */
+  get imageDone(): boolean {
+    return Atomics.load(this.words, IMAGE_DONE) === 1;
+  }
+
+  set imageDone(done: boolean) {
+    Atomics.store(this.words, IMAGE_DONE, done ? 1 : 0);
   }
 
   /** Main: puts an answer into a queue's ring; false where it is full. */

@@ -143,8 +143,7 @@ for (const { encrypted, ...settings } of engines) {
 
 test('autofetch copies the whole image, holes as holes, and lets go of it', async () => {
   await using bed = new Bed();
-  // Without copy-on-read the queues would read the image, too, and hold it.
-  const settings = { autofetch: true, copy_on_read: true };
+  const settings = { autofetch: true };
   const imageBytes = 24 * mebibyte + 512 * 5;
   const options = { format: 1, shift: 11, imageBytes, sizeBytes: SPAN, settings };
   const lazy = await lazyDisk(bed, options);

@@ -115,6 +115,7 @@ export class VhostQueue implements RequestOwner {
       }
       const ring = this.ring;
       if (!ring || this.broken) {
+        if (this.listens) this.device.receive?.();
         this.waiter.sleep();
         continue;
       }

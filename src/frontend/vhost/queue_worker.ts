@@ -67,27 +67,26 @@ function build(start: QueueStart): VhostQueue {
   if (image) fds.push(image.fd, image.bufferedFd);
   let waiter: Waiter;
   let engine: FileEngine;
-  let registrar: Ring | null = null;
+  let ring: Ring | null = null;
   if (options.ioEngine === 'sync') {
     waiter = new EpollWaiter(wakeFd);
     engine = new SyncEngine(fds);
   } else {
     const entries = clamp(options.queueSize, MIN_RING_ENTRIES, MAX_RING_ENTRIES);
     const setup = process.env.UBIBLK_IO_URING_SETUP as RingSetup | undefined;
-    const ring = new Ring(entries, 4 * entries, setup);
+    ring = new Ring(entries, 4 * entries, setup);
     if (facts.fd >= 0) ring.registerFiles(fds);
     log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
     waiter = new RingWaiter(ring, wakeFd);
-    registrar = ring;
     engine =
       facts.direct || facts.writeThrough
         ? ring
         : new PageCacheEngine(ring, new SyncEngine(fds), fds);
   }
   // Of buffered I/O the kernel copies anyway. With a cipher it is our own buffers that are used.
-  if (!facts.direct) registrar = null;
+  const registrar = facts.direct ? ring : null;
   let device = stack(facts, engine, requests, registrar, log);
-  if (start.lazy) device = lazy(device, start.lazy, queue, engine, requests, log);
+  if (start.lazy) device = lazy(device, start.lazy, queue, engine, requests, ring, log);
   return new VhostQueue(
     device,
     facts,
@@ -122,6 +121,7 @@ function lazy(
   queue: number,
   engine: FileEngine,
   requests: RequestTable,
+  ring: Ring | null,
   log: Log,
 ): BlockDevice {
   const { image, stripes, queues, options } = start;
@@ -132,7 +132,8 @@ function lazy(
   }
   const shared = new SharedStripes(start.shared, stripes, queues);
   const post = (message: QueueMessage) => answer({ kind: 'stripes', message });
-  return new LazyLayer(base, imageDevice, shared, requests, { ...options, queue }, post);
+  const release = () => ring?.updateFiles(FILES_PER_DISK, [-1, -1]);
+  return new LazyLayer(base, imageDevice, shared, requests, { ...options, queue }, post, release);
 }
 
 function pin(cpu: number | undefined, log: Log): void {

@@ -1,6 +1,6 @@
 /** Stripes from a raw image: a file or block device, read and never written. */
 import { fstatSync } from 'node:fs';
-import { ENXIO } from '../../../ffi/errno.ts';
+import { EINVAL, ENXIO } from '../../../ffi/errno.ts';
 import { shim } from '../../../ffi/library.ts';
 import { type Disk, openDisk } from '../../device/disk.ts';
 import type { Log } from '../../log.ts';
@@ -19,6 +19,10 @@ export class RawSource implements StripeSource {
   readonly description: string;
   readonly sizeBytes: number;
   private canFindHoles = true;
+  /** The disk's file, where it may share blocks with the image; -1 where it can't. */
+  private sharing = -1;
+  /** Is told of the close of an image that is kept. */
+  onClose: () => void = () => {};
 
   /**
    * @param disk the image
@@ -50,8 +54,24 @@ export class RawSource implements StripeSource {
     return true;
   }
 
+  /** The disk's data is in this file as it is in the image: blocks can be shared, if the kernel can. */
+  shareWith(fd: number): void {
+    if (!this.disk.facts.isBlockDevice) this.sharing = fd;
+  }
+
+  copy(stripe: number, offset: number, length: number): boolean {
+    if (this.sharing < 0 || offset + length > this.sizeBytes) return false;
+    const from = stripe * this.stripeBytes;
+    const result = shim.ubiblk_file_clone(this.sharing, offset, this.disk.facts.fd, from, length);
+    if (result === 0) return true;
+    // A range that isn't whole blocks is carried; where nothing can be shared, nothing is asked again.
+    if (result !== -EINVAL) this.sharing = -1;
+    return false;
+  }
+
   async close(): Promise<void> {
-    if (!this.kept) this.disk.close();
+    if (this.kept) this.onClose();
+    else this.disk.close();
   }
 
   private isHole(offset: number, length: number): boolean {
