@@ -50,20 +50,21 @@ async function lazyDisk(bed: Bed, options: LazyOptions): Promise<Lazy> {
 }
 
 const rows = matrix({
-  io_engine: ['io_uring', 'sync'],
-  direct_io: [true, false],
+  io: ['io_uring direct', 'io_uring cached', 'sync direct'],
   copy_on_read: [true, false],
   autofetch: [true, false],
   track_written: [true, false],
   encrypted: [true, false],
-  format: [1, 2],
-  shift: [6, 8, 11],
+  map: ['format 1, shift 6', 'format 2, shift 8', 'format 2, shift 11'],
   imageBytes: [SPAN, 20 * mebibyte + 512 * 3, 5 * 512],
   queues: [1, 4],
 } as const);
 
 for (const [index, row] of rows.entries()) {
-  const { encrypted, format, shift, imageBytes, queues, ...settings } = row;
+  const { encrypted, io, map, imageBytes, queues, ...flags } = row;
+  const [format, shift] = map.match(/\d+/g)?.map(Number) ?? [];
+  const [io_engine, cache] = io.split(' ');
+  const settings = { ...flags, io_engine, direct_io: cache === 'direct' };
   const name = Object.entries(row)
     .map(([key, value]) => `${key}=${value}`)
     .join(' ');
