@@ -178,7 +178,8 @@ export class Fetcher {
     let failure: Error | null = null;
     try {
       if (this.source.copy?.(stripe, offset, length)) {
-        // Nothing had to be carried.
+        // Nothing had to be carried, but it took the main thread's time: others get their turn first.
+        await this.clock.sleep(0);
       } else if (await this.source.read(stripe, part, this.stop.signal)) {
         await this.target.write(offset, part);
       } else {

@@ -176,7 +176,11 @@ export class LazyLayer implements BlockDevice, RequestOwner {
 
   private askForLater(image: BlockDevice): void {
     const { length } = this.later;
-    if (length === 0 || (image.inFlight > 0 && length < MOST_LATER)) return;
+    if (image.inFlight === 0 || length >= MOST_LATER) this.askNow();
+  }
+
+  private askNow(): void {
+    if (this.later.length === 0) return;
     this.post({ kind: 'ask', queue: this.options.queue, asks: this.later.splice(0) });
   }
 
@@ -195,6 +199,8 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       if (!others || want === Want.CLAIM) asks.push({ stripe, want });
     }
     this.parked.add(parked);
+    // Among the questions of others may be some that are still to be asked.
+    if (asks.length < parked.missing) this.askNow();
     if (asks.length > 0) this.post({ kind: 'ask', queue: this.options.queue, asks });
   }
 
