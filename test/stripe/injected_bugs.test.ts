@@ -7,7 +7,7 @@ import { simulate } from './simulation/simulation.ts';
 setDefaultTimeout(120_000);
 
 /** The rarest of them needs some thousand. */
-const MAX_SEEDS = 10_000;
+const MAX_SEEDS = 30_000;
 
 function firstFailure(run: (seed: number) => string | null): string | null {
   for (let seed = 1; seed <= MAX_SEEDS; seed++) {

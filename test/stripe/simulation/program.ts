@@ -50,6 +50,8 @@ export class Program {
   readonly coordinator: Coordinator;
   readonly layers: LazyLayer[];
   readonly tables: RequestTable[] = [];
+  /** Of each queue. */
+  readonly images: (SimImage | null)[] = [];
   readonly shared: WatchedStripes;
   readonly source: SimSource | null;
   readonly watch: StripeWatch;
@@ -126,7 +128,26 @@ export class Program {
     if (world.scenario.sourceBytes === 0) return null;
     const missing = headers.some((header) => (header & (HAS_SOURCE | FETCHED)) === HAS_SOURCE);
     if (!missing && world.dice.chance(2)) return null;
-    return new SimSource(world, this.watch);
+    const { disk } = this.around;
+    return new SimSource(
+      world,
+      this.watch,
+      (first, values) => disk.writeNow(first, values),
+      () => this.askForImage(),
+    );
+  }
+
+  /** All is local: main has the queues let go of the image. */
+  private askForImage(): void {
+    this.shared.imageDone = true;
+    for (let queue = 0; queue < this.layers.length; queue++) this.wake(queue);
+  }
+
+  private imageReleased(queue: number): void {
+    const image = this.images[queue];
+    if (!image || image.closed) this.around.world.fail('an image was let go of twice');
+    else if (image.inFlight > 0) this.around.world.fail('an image was let go of while it is read');
+    else image.closed = true;
   }
 
   private layer(queue: number): LazyLayer {
@@ -134,8 +155,11 @@ export class Program {
     const { scenario } = world;
     const table = new RequestTable();
     this.tables.push(table);
-    const base = new SimDevice(world, disk, opening, memory, this.watch);
-    const image = scenario.image ? new SimImage(world, memory) : null;
+    // Before it sleeps again it looks at everything.
+    const awake = () => world.timeline.after(0, () => this.awake(queue));
+    const base = new SimDevice(world, disk, opening, memory, this.watch, awake);
+    const image = scenario.image ? new SimImage(world, memory, awake) : null;
+    this.images.push(image);
     const devices: { base: BlockDevice; image: BlockDevice | null } = { base, image };
     bug?.devices?.(devices, world);
     const options = {
@@ -144,9 +168,19 @@ export class Program {
       diskBytes: scenario.diskSectors * SECTOR,
       trackWritten: scenario.trackWritten,
       imageBytes: image ? scenario.sourceBytes : 0,
+      copyOnRead: scenario.copyOnRead,
     };
     const post = (message: QueueMessage) => this.post(message);
-    const layer = new LazyLayer(devices.base, devices.image, this.shared, table, options, post);
+    const release = () => this.imageReleased(queue);
+    const layer = new LazyLayer(
+      devices.base,
+      devices.image,
+      this.shared,
+      table,
+      options,
+      post,
+      release,
+    );
     bug?.layer?.(layer, world);
     return layer;
   }

@@ -36,8 +36,12 @@ export interface Scenario {
   /** Of each stripe: whether the source has it, and whether it knows that it is zeroes. */
   hasSource: boolean[];
   zeroStripes: boolean[];
-  /** Unfetched stripes are read from the image, and stay unfetched. */
+  /** Unfetched stripes are read from the image. */
   image: boolean;
+  /** And become local then. */
+  copyOnRead: boolean;
+  /** The source may put stripes onto the disk by itself. */
+  copies: boolean;
   trackWritten: boolean;
   autofetch: boolean;
   autofetchBytesPerSecond: number;
@@ -102,6 +106,8 @@ export function makeScenario(dice: Dice): Scenario {
     zeroStripes: hasSource.map((has) => has && zeroes > 0 && dice.chance(zeroes)),
     // Only a raw image can be read so, and it has all of its stripes.
     image: source && !sparse && dice.chance(3),
+    copyOnRead: dice.chance(2),
+    copies: dice.chance(4),
     trackWritten,
     autofetch: source && dice.chance(2),
     autofetchBytesPerSecond: dice.chance(4) ? dice.pick([20_000, 1_000_000]) : 0,

@@ -61,13 +61,17 @@ export class SimTarget implements TargetDisk {
 export class SimDevice implements BlockDevice {
   inFlight = 0;
 
-  /** @param opening all queues have the disk open together */
+  /**
+   * @param opening all queues have the disk open together
+   * @param awake the queue has taken a completion
+   */
   constructor(
     private readonly world: World,
     private readonly disk: SimFile<number>,
     private readonly opening: Opening,
     private readonly memory: Memory,
     private readonly watch: StripeWatch,
+    private readonly awake: () => void,
   ) {}
 
   submit(request: BlockRequest): void {
@@ -77,6 +81,7 @@ export class SimDevice implements BlockDevice {
       this.eachStripe(request, (stripe) => this.watch.diskEnded(stripe));
       request.result = result;
       request.owner.completed(request);
+      this.awake();
     };
     this.world.note(
       () => `disk: ${opName(request.op)} ${request.offset / SECTOR}+${request.length / SECTOR}`,

@@ -93,6 +93,15 @@ export class SimFile<Value> {
     });
   }
 
+  /** A write that is in the cache at once. */
+  writeNow(first: number, values: Value[]): void {
+    if (!this.contains(first, values.length)) return;
+    values.forEach((value, i) => {
+      this.sectors.end(first + i, this.sectors.put(first + i, value));
+      this.changed(first + i);
+    });
+  }
+
   sync(opening: Opening, done: (result: number) => void): void {
     const mark = this.sectors.mark();
     this.syncs++;

@@ -21,12 +21,22 @@ export class SimSource implements StripeSource {
   /** It is told to close, and it has. */
   closing = false;
   closed = false;
+  readonly copy?: (stripe: number, offset: number, length: number) => boolean;
+  private copiedAt = -1;
+  private copied = 0;
 
+  /**
+   * @param put has the disk hold something at once
+   * @param onClose is told when everything has been asked for
+   */
   constructor(
     private readonly world: World,
     private readonly watch: FetchWatch,
+    private readonly put: (first: number, values: number[]) => void,
+    private readonly onClose: () => void,
   ) {
     this.sizeBytes = world.scenario.sourceBytes;
+    if (world.scenario.copies) this.copy = (...range) => this.copyNow(...range);
   }
 
   has(stripe: number): boolean {
@@ -60,9 +70,32 @@ export class SimSource implements StripeSource {
     const { timeline, dice, scenario } = this.world;
     if (this.closing) this.world.fail('the source was closed twice');
     this.closing = true;
+    this.onClose();
     await timeline.sleep(dice.delayMs(scenario.sourceMs));
     this.closed = true;
     this.world.note(() => 'source: closed');
+  }
+
+  private copyNow(stripe: number, offset: number, length: number): boolean {
+    const { world, watch } = this;
+    const { timeline, dice, scenario } = world;
+    if (this.closing) world.fail(`stripe ${stripe} was asked of a source that is closed`);
+    watch.begun(stripe);
+    watch.ended(stripe);
+    const gone = world.sourceGone || offset + length > this.sizeBytes;
+    if (gone || scenario.zeroStripes[stripe] || dice.chance(4)) return false;
+    world.note(() => `source: copies stripe ${stripe}`);
+    const first = offset / SECTOR;
+    const values = Array.from({ length: length / SECTOR }, (_, i) => first + i);
+    this.put(
+      first,
+      values.map((sector) => sourceSector(scenario, sector)),
+    );
+    // It takes the main thread's time.
+    this.copied = this.copiedAt === timeline.steps ? this.copied + 1 : 1;
+    this.copiedAt = timeline.steps;
+    if (this.copied > scenario.buffers) world.fail('main copies stripe after stripe at once');
+    return true;
   }
 
   private async trouble(signal: AbortSignal): Promise<string | null> {
@@ -87,15 +120,19 @@ export class SimSource implements StripeSource {
 /** The image of the source, as queues read it. */
 export class SimImage implements BlockDevice {
   inFlight = 0;
+  closed = false;
 
+  /** @param awake the queue has taken a completion */
   constructor(
     private readonly world: World,
     private readonly memory: Memory,
+    private readonly awake: () => void,
   ) {}
 
   submit(request: BlockRequest): void {
     const { world, memory } = this;
     const { scenario, timeline, dice } = world;
+    if (this.closed) world.fail('the image was read after it was closed');
     if (request.op !== READ) world.fail('the image was asked for more than a read');
     if (request.offset + request.length > scenario.sourceBytes) {
       world.fail(`a read goes beyond the end of the image: ${request.offset}+${request.length}`);
@@ -103,12 +140,14 @@ export class SimImage implements BlockDevice {
     this.inFlight++;
     timeline.after(dice.delayMs(scenario.diskMs), () => {
       this.inFlight--;
+      if (this.closed) world.fail('the image was closed while it was read');
       const first = request.offset / SECTOR;
       for (let i = 0; i < request.length / SECTOR; i++) {
         memory.store(request.address, i, sourceSector(scenario, first + i));
       }
       request.result = world.fault(scenario.faults.image) ? -EIO : 0;
       request.owner.completed(request);
+      this.awake();
     });
   }
 }

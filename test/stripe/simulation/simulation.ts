@@ -225,6 +225,7 @@ class Simulation {
   private stop(): void {
     const { world, program } = this;
     this.finishRequests();
+    this.around.metadata.dead = world.dice.chance(4);
     let stopped = false;
     world.timeline.after(0, () => {
       program?.coordinator.stop().then(() => {
@@ -236,6 +237,7 @@ class Simulation {
       PATIENCE_MS,
       () => 'the program does not stop',
     );
+    this.around.metadata.dead = false;
     if (!program) return;
     if (program.source && !program.source.closed) this.fail('the source was not closed at the end');
     if (program.watch.busy > 0) this.fail('main has stopped in the middle of something');
@@ -268,9 +270,9 @@ class Simulation {
 
   /** Autofetch ends by itself; without it the guest's reads bring everything. */
   private complete(): void {
-    const { autofetch, image } = this.world.scenario;
+    const { autofetch, image, copyOnRead } = this.world.scenario;
     const { source } = this.program as Program;
-    if (!source || (image && !autofetch)) return;
+    if (!source || (image && !autofetch && !copyOnRead)) return;
     if (!autofetch) this.readAll();
     this.until(
       () => source.closed,
@@ -302,7 +304,7 @@ class Simulation {
   }
 
   private checkRest(): void {
-    const { coordinator, shared, layers } = this.program as Program;
+    const { coordinator, shared, layers, source, images } = this.program as Program;
     const { trackWritten, hasSource } = this.world.scenario;
     const status = coordinator.status;
     const fetched = shared.states.filter((state) => (state & FETCHED) !== 0).length;
@@ -315,6 +317,9 @@ class Simulation {
       rest.some((number) => Number(number) !== 0);
     if (wrong) this.fail(`the status is wrong: ${JSON.stringify(status)}, fetched ${fetched}`);
     if (fetched === sources && !trackWritten && !shared.quiet) this.fail('all is local, not quiet');
+    if (source?.closed && images.some((image) => image && !image.closed)) {
+      this.fail('all is local, and the image is still open');
+    }
     if (layers.some(({ inFlight }) => inFlight !== 0)) this.fail('a queue is not at rest');
   }
 }

@@ -46,6 +46,12 @@ export const queueBugs: Bug[] = [
     },
   },
   {
+    name: 'the image is let go of while it is read',
+    devices({ image }) {
+      if (image) Object.defineProperty(image, 'inFlight', { get: () => 0, set: () => {} });
+    },
+  },
+  {
     name: 'a write does not wait until it is recorded',
     layer(layer) {
       replace(insideLayer(layer), 'isReady', (isReady) => (stripe) => isReady(stripe, true));
