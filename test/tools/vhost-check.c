@@ -23,6 +23,10 @@
 //                  FILE is new. With ops=0: only compare
 //     image=FILE   what the device holds at the start, with zeroes behind the end of FILE; without
 //                  an older state= nothing is read before the first request
+//     cache=1      what was answered may be lost in a power cut until a flush is answered: state=
+//     has
+//                  for each sector what a flush or FUA made durable; that, or anything sent later,
+//                  may be found
 //     progress=1   print the number of answers ten times a second
 //
 // Prints one line of counts. Exit status: 0 all as expected, 1 a wrong byte, a failed request or
@@ -31,6 +35,7 @@
 #include <blkio.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,6 +53,7 @@ struct request {
     int queue;
     uint64_t start, len;
     unsigned char *buf;
+    uint32_t *covered; // by a flush, with cache=1: what had been answered when it was sent
 };
 
 // What state=FILE says of one sector. A value is a generation, counted per sector, and ZEROES if
@@ -63,6 +69,8 @@ static uint64_t rng_state;
 static unsigned char *copy;  // what the device must hold
 static unsigned char *known; // per sector: 1 when copy[] must match
 static struct sector_state *state;
+static uint64_t sectors;
+static uint32_t *answered;         // per sector, with cache=1: the last value answered
 static const unsigned char *image; // what the part holds that was never written to, or NULL
 
 static uint64_t next_random(uint64_t *s)
@@ -152,7 +160,7 @@ static void open_image(const char *path, uint64_t offset, uint64_t span)
 }
 
 // Whether the file is new.
-static bool open_state(const char *path, uint64_t sectors)
+static bool open_state(const char *path)
 {
     int fd = open(path, O_RDWR | O_CREAT, 0600);
     struct stat st;
@@ -169,6 +177,20 @@ static bool open_state(const char *path, uint64_t sectors)
     return !st.st_size;
 }
 
+// Whether got is what a sector held at some time between two generations. What a generation in
+// between was is not known: zeroes will do.
+static bool held_between(uint64_t sector, struct sector_state *s, const unsigned char *got)
+{
+    uint32_t oldest = s->acked & ~ZEROES, newest = s->sent & ~ZEROES;
+    uint32_t value = *(const uint32_t *)(const void *)(got + 8);
+    bool between = value > oldest && value < newest;
+    if (between && holds(sector, value, got))
+        return s->acked = s->sent = value, true;
+    if (newest - oldest < 2 || !holds(sector, newest | ZEROES, got))
+        return false;
+    return s->acked = s->sent = newest | ZEROES, true;
+}
+
 // Settles what a run that was killed left open.
 static int settle(uint64_t start, uint64_t len, const unsigned char *got)
 {
@@ -179,7 +201,7 @@ static int settle(uint64_t start, uint64_t len, const unsigned char *got)
             s->sent = s->acked;
         } else if (holds(sector, s->sent, got + at)) {
             s->acked = s->sent;
-        } else {
+        } else if (!answered || !held_between(sector, s, got + at)) {
             fprintf(stderr,
                     "vhost-check: sector %llu holds neither generation %#x, which was answered, "
                     "nor %#x, which was sent: it starts with %02x%02x%02x%02x, word %u\n",
@@ -249,6 +271,8 @@ static void send_request(struct blkio *b, struct request *q, uint64_t offset)
         blkioq_discard(bq, at, q->len, q, 0);
         break;
     case 'f':
+        if (answered)
+            memcpy(q->covered, answered, sectors * sizeof(*answered));
         blkioq_flush(bq, q, 0);
         break;
     default:
@@ -270,9 +294,35 @@ static int completed(struct request *q, int ret, bool zero)
     else if (q->len)
         memset(copy + q->start, 0, q->len);
     memset(known + q->start / SECTOR, q->kind != 'd' || zero, q->len / SECTOR);
-    for (uint64_t s = q->start / SECTOR; state && s < (q->start + q->len) / SECTOR; s++)
-        state[s].acked = state[s].sent;
+    for (uint64_t s = q->start / SECTOR; state && s < (q->start + q->len) / SECTOR; s++) {
+        if (answered)
+            answered[s] = state[s].sent;
+        if (!answered || q->kind == 'u')
+            state[s].acked = state[s].sent;
+    }
+    // Of two flushes the earlier one may be answered last.
+    for (uint64_t s = 0; answered && q->kind == 'f' && s < sectors; s++)
+        if ((q->covered[s] & ~ZEROES) > (state[s].acked & ~ZEROES))
+            state[s].acked = q->covered[s];
     return 0;
+}
+
+// Waits until one of several queues may have answers.
+static bool wait_for_any(struct blkio *b, uint64_t queues)
+{
+    struct pollfd fds[MAX_QUEUES];
+    for (uint64_t i = 0; i < queues; i++) {
+        fds[i].fd = blkioq_get_completion_fd(blkio_get_queue(b, (int)i));
+        fds[i].events = POLLIN;
+    }
+    if (poll(fds, queues, (int)option("timeout", 30) * 1000) <= 0)
+        return false;
+    for (uint64_t i = 0; i < queues; i++) {
+        uint64_t count;
+        if (fds[i].revents && read(fds[i].fd, &count, sizeof(count)) < 0)
+            die("completion descriptor", -errno);
+    }
+    return true;
 }
 
 static void read_now(struct blkio *b, uint64_t at, void *to, uint64_t len, const char *when)
@@ -286,6 +336,13 @@ static void read_now(struct blkio *b, uint64_t at, void *to, uint64_t len, const
     fprintf(stderr, "vhost-check: %s read of %llu+%llu failed: %s\n", when, (unsigned long long)at,
             (unsigned long long)len, strerror(-(r < 0 ? r : c.ret)));
     exit(1);
+}
+
+static int silence(uint64_t flying, int err)
+{
+    fprintf(stderr, "vhost-check: no answer to %llu requests: %s\n", (unsigned long long)flying,
+            strerror(-err));
+    return 1;
 }
 
 int main(int argc, char **argv)
@@ -362,8 +419,14 @@ int main(int argc, char **argv)
     if (image_path)
         open_image(image_path, offset, span);
     bool fresh = true;
+    sectors = span / SECTOR;
     if (state_path)
-        fresh = open_state(state_path, span / SECTOR);
+        fresh = open_state(state_path);
+    if (state_path && option("cache", 0)) {
+        answered = calloc(sectors, sizeof(*answered));
+        for (uint64_t i = 0; i < depth; i++)
+            reqs[i].covered = calloc(sectors, sizeof(*answered));
+    }
 
     // What the device holds at the start is the reference for bytes not written yet.
     unsigned char *scratch = (unsigned char *)region.addr + depth * max;
@@ -377,10 +440,15 @@ int main(int argc, char **argv)
             return 1;
     }
     memset(known, 1, span / SECTOR);
+    for (uint64_t i = 0; answered && i < sectors; i++)
+        answered[i] = state[i].acked;
+    // Several queues are waited for all at once, so that none holds up the others.
+    for (uint64_t i = 0; queues > 1 && i < queues; i++)
+        blkioq_set_completion_fd_enabled(blkio_get_queue(b, (int)i), true);
 
     unsigned long long count[256] = {0}, moved = 0, answers = 0;
     struct request next = {0};
-    uint64_t sent = 0, inflight[MAX_QUEUES] = {0}, flying = 0;
+    uint64_t sent = 0, flying = 0;
     bool stop = !ops;
     int bad = 0;
     double told = 0;
@@ -419,22 +487,17 @@ int main(int argc, char **argv)
             send_request(b, q, offset);
             sent++;
             flying++;
-            inflight[q->queue]++;
             stop = sent >= ops;
         }
-        // Hand every queue its new requests, then wait on the first with some in flight.
-        bool waited = false;
+        // Hand every queue its new requests, then wait until one has answers.
+        unsigned long long before = answers;
         for (uint64_t i = 0; i < queues; i++) {
             struct blkio_completion done[MAX_DEPTH];
-            int want = !waited && inflight[i] ? 1 : 0;
-            waited |= want;
+            int want = queues == 1 && flying ? 1 : 0;
             struct timespec limit = {(time_t)option("timeout", 30), 0};
             r = blkioq_do_io(blkio_get_queue(b, (int)i), done, want, (int)depth, &limit);
-            if (r < 0) {
-                fprintf(stderr, "vhost-check: no answer to %llu requests: %s\n",
-                        (unsigned long long)flying, strerror(-r));
-                return 1;
-            }
+            if (r < 0)
+                return silence(flying, r);
             for (int k = 0; k < r; k++) {
                 struct request *q = done[k].user_data;
                 if (!q->busy) {
@@ -444,7 +507,6 @@ int main(int argc, char **argv)
                 }
                 q->busy = false;
                 flying--;
-                inflight[q->queue]--;
                 answers++;
                 count[(unsigned char)q->kind]++;
                 moved += q->len;
@@ -452,6 +514,8 @@ int main(int argc, char **argv)
             }
         }
         stop |= bad;
+        if (queues > 1 && answers == before && flying && !wait_for_any(b, queues))
+            return silence(flying, -ETIME);
         double now = seconds_since(&t0);
         if ((progress || until) && now - told >= 0.1) {
             told = now;
