@@ -92,7 +92,7 @@ test('what was cut off is missing, and no hole', async () => {
   await image(6 * STRIPE, [1, 3]);
   truncateSync(path, 3 * STRIPE + 512);
   for (const stripe of [3, 4, 5]) {
-    await expect(read(stripe)).rejects.toThrow(`'${path}' ends at `);
+    await expect(read(stripe)).rejects.toThrow(`'${path}' ends before `);
   }
   expect(await read(1)).toBe(true);
   expect(await read(2)).toBe(false);

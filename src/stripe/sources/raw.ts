@@ -48,7 +48,7 @@ export class RawSource implements StripeSource {
     const count = await readAt(this.disk.facts, buffer.bytes.subarray(0, wanted), offset);
     if (count < wanted) {
       const { path } = this.disk;
-      throw new Error(`'${path}' ends at ${offset + count}: it was cut after it was opened`);
+      throw new Error(`'${path}' ends before ${offset + wanted}: it was cut after it was opened`);
     }
     buffer.bytes.fill(0, wanted);
     return true;

@@ -1,0 +1,151 @@
+/** What the tests of lazy disks share: disks with images, images that fail, and a server's status. */
+
+import { spawnSync } from 'node:child_process';
+import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
+import { createConnection } from 'node:net';
+import { binary, within } from './processes.ts';
+import {
+  type Bed,
+  type DiskOptions,
+  type Server,
+  type Settings,
+  seed,
+  testKeys,
+} from './support.ts';
+
+export interface LazyOptions extends DiskOptions {
+  imageBytes: number;
+  imageKind?: DiskOptions['kind'];
+  /** Of the stripe size in sectors. */
+  shift: number;
+  format?: 1 | 2;
+  settings?: Settings;
+}
+
+export interface Lazy {
+  disk: string;
+  image: string;
+  /** A copy of the image. */
+  reference: string;
+  metadata: string;
+  rpc: string;
+  /** For {@link Bed.serve}. */
+  settings: Settings;
+  /** For commands. */
+  config: string;
+}
+
+/**
+ * A disk, an image, and metadata that says that all of the image is still to be fetched. The disk's
+ * stripes of the image hold noise, so that it shows which of them was not filled, or not to its end.
+ */
+export async function lazyDisk(bed: Bed, options: LazyOptions): Promise<Lazy> {
+  const { imageBytes, imageKind, shift, format = 1, settings = {}, ...more } = options;
+  const disk = bed.disk(more);
+  const stripeBytes = 512 << shift;
+  const stripes = Math.ceil(imageBytes / stripeBytes);
+  bed.fill(disk, Math.min(stripes * stripeBytes, more.sizeBytes ?? 64 << 20), seed + 1);
+  const image = bed.disk({ sizeBytes: imageBytes, kind: imageKind });
+  bed.fill(image, imageBytes, seed);
+  const reference = bed.path('reference.raw');
+  writeFileSync(reference, '');
+  bed.fill(reference, imageBytes, seed);
+  const metadata = bed.path('disk.meta');
+  const rpc = bed.path('rpc.sock');
+  const all = { metadata_path: metadata, image_path: image, rpc_socket_path: rpc, ...settings };
+  const keys: Settings = more.encrypted ? { encryption_key: testKeys } : {};
+  const config = bed.config({ path: disk, ...keys, ...all });
+  const argv = [binary, 'metadata', 'init', '--config', config, '-s', String(shift)];
+  await bed.run([...argv, '--format', String(format)]);
+  return { disk, image, reference, metadata, rpc, settings: all, config };
+}
+
+/** Lists are pairs of first and last stripe. */
+export interface Dump {
+  stripes: { total: number; fetched: number; written: number; hasSource: number; missing: number };
+  fetched: [number, number][];
+  written: [number, number][];
+}
+
+/** `ubiblk metadata dump --json`. */
+export async function dump(bed: Bed, { config }: Lazy): Promise<Dump> {
+  const { stdout } = await bed.run([binary, 'metadata', 'dump', '--config', config, '--json']);
+  return JSON.parse(stdout.text);
+}
+
+/** Takes an image away from whoever has it open, and gives it back: a file, or a loop device's file. */
+export class Outage {
+  private readonly file: string;
+  private readonly content: Buffer;
+
+  constructor(image: string) {
+    this.file = image;
+    if (image.startsWith('/dev/')) {
+      const found = spawnSync('losetup', ['-nO', 'BACK-FILE', image], { encoding: 'utf8' });
+      this.file = found.stdout.trim();
+    }
+    this.content = readFileSync(this.file);
+  }
+
+  begin(): void {
+    truncateSync(this.file, 0);
+  }
+
+  end(): void {
+    const fd = openSync(this.file, 'r+');
+    const { content } = this;
+    for (let at = 0; at < content.length; )
+      at += writeSync(fd, content, at, content.length - at, at);
+    closeSync(fd);
+  }
+}
+
+export interface Failing {
+  stripe: number;
+  attempts: number;
+  message: string;
+}
+
+export interface Status {
+  stripes: { total: number; source: number; no_source: number; fetched: number };
+  failing: Failing[];
+  queued: number;
+  in_flight: number;
+  metadata_failing: boolean;
+}
+
+/** One answer after the other. */
+export async function* statuses(rpc: string): AsyncGenerator<Status> {
+  const socket = createConnection(rpc);
+  const request = '{"command":"status"}\n';
+  socket.on('connect', () => socket.write(request));
+  let text = '';
+  for await (const part of socket) {
+    text += part;
+    if (!text.endsWith('\n')) continue;
+    yield JSON.parse(text).status;
+    text = '';
+    socket.write(request);
+  }
+}
+
+/** The server's status once it is as wanted. */
+export async function statusWhen(
+  server: Server,
+  rpc: string,
+  wanted: (status: Status) => boolean,
+  deadlineMs = 30_000,
+): Promise<Status> {
+  let last: Status | undefined;
+  const find = async () => {
+    for await (last of statuses(rpc)) if (wanted(last)) return last;
+    throw new Error(`no more answers: ${server.child.report()}`);
+  };
+  const describe = () => `${JSON.stringify(last)} ${server.child.report()}`;
+  return await within(find(), deadlineMs, describe);
+}
+
+/** The server's status now. */
+export async function statusNow(server: Server, rpc: string): Promise<Status> {
+  return await statusWhen(server, rpc, () => true);
+}
