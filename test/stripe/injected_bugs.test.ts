@@ -1,6 +1,7 @@
 /** The simulation can fail: each of these bugs, put into the program, is found by it. */
 import { expect, setDefaultTimeout, test } from 'bun:test';
 import { bugs } from './simulation/bugs/all.ts';
+import { explain } from './simulation/replay.ts';
 import { simulate } from './simulation/simulation.ts';
 
 /** Some are found late on a machine with other work. */
@@ -26,6 +27,17 @@ for (const bug of bugs) {
     expect(firstFailure((seed) => simulate(seed, { bug }).violation)).not.toBe(null);
   });
 }
+
+test('a failure is told with what led to it, and how to see it again', () => {
+  const bug = bugs[0];
+  let seed = 1;
+  while (simulate(seed, { bug }).violation === null) seed++;
+  const lines = explain(seed, { bug }).split('\n');
+  expect(lines.length).toBeGreaterThan(10);
+  expect(lines.some((line) => line.includes('guest: '))).toBe(true);
+  expect(lines.at(-2)).toStartWith(`seed ${seed}: a power cut may leave`);
+  expect(lines.at(-1)).toEndWith(`npm run simulate -- --seeds 1 --from ${seed} --trace`);
+});
 
 test('no two bugs have one name', () => {
   expect(new Set(bugs.map(({ name }) => name)).size).toBe(bugs.length);

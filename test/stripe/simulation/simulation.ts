@@ -10,7 +10,7 @@ import { Guest } from './guest.ts';
 import { Memory } from './memory.ts';
 import { Model } from './model.ts';
 import { Program, type Surroundings } from './program.ts';
-import type { Ending, Life } from './scenario.ts';
+import type { Ending, Life, Scenario } from './scenario.ts';
 import { SimFile } from './sim_file.ts';
 import { SECTOR } from './values.ts';
 import { Violation, World } from './world.ts';
@@ -38,6 +38,8 @@ export interface RunOptions {
   trace?: (line: string) => void;
   /** Ends the first life after so many events, whatever the seed says. */
   cutAt?: { steps: number; ending: Ending };
+  /** What is to be other than the seed has it. */
+  scenario?: Partial<Scenario>;
 }
 
 /** Runs one seed. */
@@ -63,7 +65,7 @@ class Simulation {
     seed: number,
     private readonly options: RunOptions,
   ) {
-    const world = new World(seed, options.trace ?? null);
+    const world = new World(seed, options.trace ?? null, options.scenario ?? {});
     this.world = world;
     const { scenario } = world;
     const { faults, diskSectors, unitBytes } = scenario;

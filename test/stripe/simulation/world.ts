@@ -19,13 +19,17 @@ export class World {
   /** When the last fault of the disk, its metadata or the image did. */
   faultAtMs = Number.NEGATIVE_INFINITY;
 
-  /** @param trace is told what happens, where somebody wants to know */
+  /**
+   * @param trace is told what happens, where somebody wants to know
+   * @param change what is to be other than the seed has it
+   */
   constructor(
     readonly seed: number,
     private readonly trace: ((line: string) => void) | null,
+    change: Partial<Scenario>,
   ) {
     this.dice = new Dice(seed);
-    this.scenario = makeScenario(this.dice);
+    this.scenario = { ...makeScenario(this.dice), ...change };
   }
 
   note(text: () => string): void {
