@@ -191,8 +191,9 @@ export class Program {
     const { timeline, dice, scenario } = world;
     const { queue } = message;
     const copy = structuredClone(message);
+    // Not at the same time: sums of times are rounded.
     const atMs = Math.max(
-      this.arrivalsMs[queue],
+      this.arrivalsMs[queue] + 0.001,
       timeline.now() + dice.delayMs(scenario.messageMs),
     );
     this.arrivalsMs[queue] = atMs;
