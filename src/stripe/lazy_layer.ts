@@ -6,6 +6,7 @@
  * A request that overwrites a whole stripe that isn't local doesn't need what is there: it asks for a
  * claim, fills the stripe, and is answered when main has made that durable.
  */
+import { IovecTable } from '../../ffi/ring.ts';
 import {
   type BlockDevice,
   BlockRequest,
@@ -60,6 +61,47 @@ class Filling extends BlockRequest {
   parked: Parked | null = null;
 }
 
+/** Reads from the image on behalf of a request, which is still whole if that fails. */
+class ImageRead extends BlockRequest {
+  request: BlockRequest | null = null;
+  private parts: IovecTable | null = null;
+  private room = 0;
+
+  for(request: BlockRequest): void {
+    this.request = request;
+    copyRequest(request, this);
+    const { segments, iovec, iovecs } = request;
+    if (segments === 1) return;
+    // Who transfers a part of them changes the list.
+    if (segments > this.room) {
+      this.parts?.free();
+      this.room = 2 * segments;
+      this.parts = new IovecTable(this.room);
+    }
+    const parts = this.parts as IovecTable;
+    for (let i = 0; i < segments; i++) {
+      parts.set(i, iovecs.address(iovec + i), iovecs.length(iovec + i));
+    }
+    this.iovecs = parts;
+    this.iovec = 0;
+  }
+}
+
+function copyRequest(from: BlockRequest, to: BlockRequest): void {
+  to.op = from.op;
+  to.unmap = from.unmap;
+  to.iovecs = from.iovecs;
+  to.offset = from.offset;
+  to.length = from.length;
+  to.segments = from.segments;
+  to.address = from.address;
+  to.iovec = from.iovec;
+  to.buffer = from.buffer;
+  to.addressBits = from.addressBits;
+  to.lengthBits = from.lengthBits;
+  to.durable = from.durable;
+}
+
 /** So many stripes are asked for also while the image is being read. */
 const MOST_LATER = 16;
 
@@ -69,6 +111,10 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   /** Who wants to fill a stripe, in the order in which main was asked; the first may be doing it. */
   private readonly claiming = new Map<number, Parked[]>();
   private readonly fillings: Filling[] = [];
+  private readonly imageReads: ImageRead[] = [];
+  private readonly imageOwner: RequestOwner = {
+    completed: (request) => this.imageWasRead(request as ImageRead),
+  };
   private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
   private readonly states: Uint8Array;
   private readonly parked = new Set<Parked>();
@@ -112,7 +158,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     if (stripe > last) this.base.submit(request);
     else if (read && first === last && this.image && end <= imageBytes) {
       if (this.options.copyOnRead) this.fetchLater(first);
-      this.image.submit(request);
+      this.readImage(this.image, request);
     } else {
       this.park(request, first, last);
     }
@@ -182,6 +228,31 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   private askNow(): void {
     if (this.later.length === 0) return;
     this.post({ kind: 'ask', queue: this.options.queue, asks: this.later.splice(0) });
+  }
+
+  private readImage(image: BlockDevice, request: BlockRequest): void {
+    const { nextIndex } = this.requests;
+    const reading =
+      this.imageReads.pop() ??
+      this.requests.add(new ImageRead(nextIndex, this.imageOwner, request.iovecs));
+    reading.for(request);
+    image.submit(reading);
+  }
+
+  /** What could not be read waits until main has fetched its stripe, which tries on. */
+  private imageWasRead(reading: ImageRead): void {
+    const request = reading.request as BlockRequest;
+    reading.request = null;
+    this.imageReads.push(reading);
+    const stripe = Math.floor(request.offset / this.options.stripeBytes);
+    if (reading.result === 0) {
+      request.result = 0;
+      request.owner.completed(request);
+    } else if (this.isReady(stripe, true)) {
+      this.base.submit(request);
+    } else {
+      this.park(request, stripe, stripe);
+    }
   }
 
   private park(request: BlockRequest, first: number, last: number): void {
@@ -267,19 +338,10 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       this.fillings.pop() ??
       this.requests.add(new Filling(this.requests.nextIndex, this, request.iovecs));
     filling.parked = parked;
-    filling.iovecs = request.iovecs;
+    copyRequest(request, filling);
     // A claimed stripe reads as zeroes after a discard, not as what was there before.
     filling.op = request.op === DISCARD ? WRITE_ZEROES : request.op;
     filling.unmap = request.unmap || request.op === DISCARD;
-    filling.offset = request.offset;
-    filling.length = request.length;
-    filling.segments = request.segments;
-    filling.address = request.address;
-    filling.iovec = request.iovec;
-    filling.buffer = request.buffer;
-    filling.addressBits = request.addressBits;
-    filling.lengthBits = request.lengthBits;
-    filling.durable = request.durable;
     this.base.submit(filling);
   }
 

@@ -279,8 +279,7 @@ export class VhostQueue implements RequestOwner {
         this.interrupt();
         return 0;
       default:
-        if (command === Command.ABANDON) this.device.abandon?.();
-        return this.stopRing();
+        return this.stopRing(command === Command.ABANDON);
     }
   }
 
@@ -325,15 +324,18 @@ export class VhostQueue implements RequestOwner {
     if (this.answeredCount > 0) this.publish(queue);
   }
 
-  /** Finishes what is in flight; returns the next available index. */
-  private stopRing(): number {
+  /** Finishes, or gives up, what is in flight; returns the next available index. */
+  private stopRing(abandon: boolean): number {
     const ring = this.ring;
     if (!ring) return 0;
     this.waiter.progress();
+    if (abandon) this.device.abandon?.();
     if (this.answeredCount > 0) this.publish(ring.queue);
     while (this.failed ? this.device.inFlight > 0 : this.open > 0) {
       this.waiter.sleep();
       this.device.receive?.();
+      // What has ended may lead to something that waits.
+      if (abandon) this.device.abandon?.();
       if (this.answeredCount > 0) this.publish(ring.queue);
     }
     this.waiter.unwatch();
