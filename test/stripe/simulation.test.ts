@@ -61,7 +61,7 @@ test('autofetch finds the one stripe at the end of a large disk', () => {
       autofetch: true,
       queues: 1,
       depth: 1,
-      lives: [{ ending: 'stop', steps: 0, requests: 1 }],
+      lives: [{ ending: 'stop', steps: 0, requests: 0 }],
     },
   });
   expect(outcome.violation).toBe(null);
