@@ -139,7 +139,7 @@ export class Coordinator {
           buffers,
           () => this.nextIdle(),
           (stripe) => this.fetched(stripe),
-          (failure) => parts.report(`stripe ${failure.stripe} could not be fetched`, failure),
+          (failure) => this.fetchFailed(failure),
         )
       : null;
     this.noteQuiet();
@@ -247,6 +247,15 @@ export class Coordinator {
       this.work.set(stripe, work);
     }
     this.commit(stripe, work);
+  }
+
+  /** It is tried again, but for one who needs nothing of it. */
+  private fetchFailed(failure: FetchFailure): void {
+    const { stripe } = failure;
+    this.parts.report(`stripe ${stripe} could not be fetched`, failure);
+    const work = this.work.get(stripe);
+    if (work?.askers[0]?.want !== Want.CLAIM || !this.fetcher?.cancel(stripe)) return;
+    this.claim(stripe, work, work.askers.shift() as Asker);
   }
 
   private commit(stripe: number, work: Work): void {

@@ -50,6 +50,7 @@ export class Fetcher {
    * @param buffers each for a whole stripe
    * @param nextIdle the next stripe from its own order that nobody waits for; -1 where there is none now
    * @param fetched is told of each stripe whose data is written, and not yet durable
+   * @param failed is told of each that failed and is tried again, unless it is cancelled
    */
   constructor(
     private readonly options: FetchOptions,
@@ -208,7 +209,6 @@ export class Fetcher {
     const attempts = (this.failures.get(stripe)?.attempts ?? 0) + 1;
     const failure = { attempts, message: error.message };
     this.failures.set(stripe, failure);
-    this.failed({ stripe, ...failure });
     this.resting.add(stripe);
     // A source that is away is not asked for one stripe after the other that nobody waits for.
     const now = this.clock.now();
@@ -218,6 +218,7 @@ export class Fetcher {
       this.demand.add(stripe);
       this.pump();
     });
+    this.failed({ stripe, ...failure });
   }
 }
 
