@@ -280,6 +280,27 @@ test('a stop waits for what is in flight and says where the ring goes on', () =>
   });
 });
 
+test('what other threads have told is taken in before a sleep, whenever the wake-up was seen', () => {
+  run(
+    function* (b) {
+      // The thread is told something at any time, the wake-up comes right after.
+      b.onProgress = () => b.told++;
+      b.offer(0);
+      yield;
+      expect(b.told).toBeGreaterThan(0);
+      expect(b.received).toBe(b.told);
+      b.stop();
+      yield;
+      expect(b.answer).toBe(null);
+      expect(b.received).toBe(b.told);
+      b.device.finish(0);
+      yield;
+      expect(b.answer).toBe(1);
+    },
+    { listens: true },
+  );
+});
+
 test('an error of our own stops the ring, never its stop; what was open is answered by the next', () => {
   run(
     function* (b) {

@@ -39,6 +39,8 @@ export type Script = Generator<void, void, void>;
 export interface BenchOptions extends GuestOptions {
   inflight?: boolean;
   pollTimeoutUs?: number;
+  /** The device is told things by other threads. */
+  listens?: boolean;
 }
 
 class RecordingLog extends Log {
@@ -62,6 +64,11 @@ export class QueueBench {
   /** How often the queue has spun, and what each spin tells it. */
   spins = 0;
   spinResult = 0;
+  /** With `listens`: the last of what others have told, and of what the device has taken in. */
+  told = 0;
+  received = 0;
+  /** Called whenever the queue takes note of completions and wake-ups without sleeping. */
+  onProgress: () => void = () => {};
   device: RecordingDevice;
   shared!: SharedState;
   /** What the queue shows of its requests in flight. */
@@ -93,7 +100,14 @@ export class QueueBench {
       script,
       () => this.exit(),
       () => this.spin(),
+      () => this.onProgress(),
     );
+    if (this.options.listens) {
+      const receive = () => {
+        this.received = this.told;
+      };
+      Object.assign(this.device, { receive });
+    }
     const queue = new VhostQueue(
       this.device,
       this.guest.facts,
@@ -209,6 +223,7 @@ class ScriptedWaiter implements Waiter {
     private readonly script: Script,
     private readonly exit: () => void,
     readonly spin: () => number,
+    private readonly onProgress: () => void,
   ) {}
 
   watch(): void {}
@@ -216,6 +231,7 @@ class ScriptedWaiter implements Waiter {
   unwatch(): void {}
 
   progress(): number {
+    this.onProgress();
     return 0;
   }
 

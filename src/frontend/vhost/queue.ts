@@ -151,9 +151,10 @@ export class VhostQueue implements RequestOwner {
     if (this.hasLostMemory()) {
       throw new VirtqueueError('the frontend took away memory that it had given the guest');
     }
-    if (this.listens) this.device.receive?.();
     const taken = this.take(queue);
     this.waiter.progress();
+    // After what may have seen the wake-up: the next sleep would know nothing of it.
+    if (this.listens) this.device.receive?.();
     if (this.answeredCount > 0) this.publish(queue);
     else if (taken === 0) this.rest(queue);
     else this.spunUs = 0;
@@ -329,6 +330,7 @@ export class VhostQueue implements RequestOwner {
     const ring = this.ring;
     if (!ring) return 0;
     this.waiter.progress();
+    this.device.receive?.();
     if (abandon) this.device.abandon?.();
     if (this.answeredCount > 0) this.publish(ring.queue);
     while (this.failed ? this.device.inFlight > 0 : this.open > 0) {
