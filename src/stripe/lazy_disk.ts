@@ -191,7 +191,8 @@ export async function openLazyDisk(
     const missing = missingStripes(metadata.headers);
     if (missing.count > 0 && readOnly) {
       throw new UserError(
-        `'${disk.path}' is read-only, but ${missing.count} of its stripes are to be fetched`,
+        `'${disk.path}' may not be written, but ${missing.count} of its stripes are still to be ` +
+          'fetched; allow it',
       );
     }
     const source = missing.count > 0 ? await openSource(config, stripeBytes, log) : null;

@@ -4,7 +4,7 @@ import { openDisk } from '../../device/disk.ts';
 import { UserError } from '../../errors.ts';
 import type { Log } from '../../log.ts';
 import type { StripeSource } from '../interfaces.ts';
-import { RawSource } from './raw.ts';
+import { IMAGE_REMEDY, RawSource } from './raw.ts';
 
 export type SourceExtent = Pick<StripeSource, 'description' | 'sizeBytes' | 'has'>;
 
@@ -33,7 +33,7 @@ export async function sourceExtent(
       writeThrough: false,
       readOnly: true,
       lockWaitMs: null,
-      remedy: 'name the image that the disk is to be filled from',
+      remedy: IMAGE_REMEDY,
     },
     log,
   );

@@ -7,6 +7,9 @@ import type { Log } from '../../log.ts';
 import { readAt } from '../async_file.ts';
 import type { StripeBuffer, StripeSource } from '../interfaces.ts';
 
+/** What the user can do about an image that isn't there. */
+export const IMAGE_REMEDY = 'name the image that the disk is to be filled from';
+
 export interface RawSourceOptions {
   path: string;
   /** Queues read the image themselves: whoever opens it closes it, when they have ended. */
@@ -98,6 +101,7 @@ export async function openRawSource(options: RawSourceOptions, log: Log): Promis
     ioEngine: 'sync',
     writeThrough: false,
     readOnly: true,
+    remedy: IMAGE_REMEDY,
   } as const;
   return new RawSource(await openDisk(settings, log), stripeBytes, kept);
 }
