@@ -1,12 +1,14 @@
 /** What the tests of lazy disks share: disks with images, images that fail, and a server's status. */
 
+import { expect } from 'bun:test';
 import { spawnSync } from 'node:child_process';
 import { closeSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { createConnection } from 'node:net';
-import { binary, within } from './processes.ts';
+import { binary, type Child, client, within } from './processes.ts';
 import {
   type Bed,
   type DiskOptions,
+  qemuDisk,
   type Server,
   type Settings,
   seed,
@@ -14,6 +16,7 @@ import {
 } from './support.ts';
 
 export interface LazyOptions extends DiskOptions {
+  /** 0: none. */
   imageBytes: number;
   imageKind?: DiskOptions['kind'];
   /** Of the stripe size in sectors. */
@@ -46,13 +49,14 @@ export async function lazyDisk(bed: Bed, options: LazyOptions): Promise<Lazy> {
   const stripes = Math.ceil(imageBytes / stripeBytes);
   bed.fill(disk, Math.min(stripes * stripeBytes, more.sizeBytes ?? 64 << 20), seed + 1);
   const image = bed.disk({ sizeBytes: imageBytes, kind: imageKind });
+  const source: Settings = imageBytes > 0 ? { image_path: image } : {};
   bed.fill(image, imageBytes, seed);
   const reference = bed.path('reference.raw');
   writeFileSync(reference, '');
   bed.fill(reference, imageBytes, seed);
   const metadata = bed.path('disk.meta');
   const rpc = bed.path('rpc.sock');
-  const all = { metadata_path: metadata, image_path: image, rpc_socket_path: rpc, ...settings };
+  const all = { metadata_path: metadata, ...source, rpc_socket_path: rpc, ...settings };
   const keys: Settings = more.encrypted ? { encryption_key: testKeys } : {};
   const config = bed.config({ path: disk, ...keys, ...all });
   const argv = [binary, 'metadata', 'init', '--config', config, '-s', String(shift)];
@@ -148,4 +152,26 @@ export async function statusWhen(
 /** The server's status now. */
 export async function statusNow(server: Server, rpc: string): Promise<Status> {
   return await statusWhen(server, rpc, () => true);
+}
+
+/** Runs qemu-io commands; a pattern that doesn't match makes it fail. */
+export function qemuIo(bed: Bed, server: Server, ...commands: string[]): Child {
+  const argv = commands.flatMap((command) => ['-c', command]);
+  return bed.spawn([client('qemu-io'), '--image-opts', qemuDisk(server.socket), ...argv]);
+}
+
+/** A client's end; any other exit status than `status` throws. */
+export async function ended(child: Child, status = 0): Promise<void> {
+  const found = await child.exit(30_000);
+  if (found !== status) throw new Error(`exit ${found}, expected ${status}: ${child.report()}`);
+  expect(child.stdout.text).not.toContain('Pattern verification failed');
+}
+
+/** Waits until a server has tried a stripe `attempts` times in vain. @returns the stripe's number */
+export async function failed(server: Server, attempts = 1, stripe = '\\d+'): Promise<string> {
+  const line = new RegExp(`stripe (${stripe}) could not be fetched: `);
+  const [, number] = await server.child.said(line, 30_000, 0, server.child.stderr);
+  const lines = new RegExp(`(stripe ${number} could not be fetched: [^]*){${attempts}}`);
+  await server.child.said(lines, 30_000, 0, server.child.stderr);
+  return number;
 }

@@ -6,9 +6,20 @@
 import { expect } from 'bun:test';
 import { spawnSync } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, unlinkSync, writeSync } from 'node:fs';
-import { dump, type Lazy, lazyDisk, Outage, statuses, statusNow, statusWhen } from './lazy.ts';
-import { binary, type Child, client, folders, keyValues, threadUsage } from './processes.ts';
-import { Bed, matrix, need, qemuDisk, type Server, seed, testWith } from './support.ts';
+import {
+  dump,
+  ended,
+  failed,
+  type Lazy,
+  lazyDisk,
+  Outage,
+  qemuIo,
+  statuses,
+  statusNow,
+  statusWhen,
+} from './lazy.ts';
+import { binary, client, folders, keyValues, threadUsage } from './processes.ts';
+import { Bed, matrix, need, type Server, seed, testWith } from './support.ts';
 
 const MIB = 1 << 20;
 /** Of 256 KiB. The last one is partial, and so is the image's last one. */
@@ -36,26 +47,6 @@ function load(
   const options = { queues: 2, depth: 16, ops: 400, max: 65536, timeout: 60, zero: 1, seed };
   const argv = keyValues({ ...options, image, state: bed.path('state'), ...more });
   return bed.spawn([client('vhost-check'), server.socket, ...argv]);
-}
-
-function qemuIo(bed: Bed, server: Server, ...commands: string[]): Child {
-  const argv = commands.flatMap((command) => ['-c', command]);
-  return bed.spawn([client('qemu-io'), '--image-opts', qemuDisk(server.socket), ...argv]);
-}
-
-async function ended(child: Child, status = 0): Promise<void> {
-  const found = await child.exit(30_000);
-  if (found !== status) throw new Error(`exit ${found}, expected ${status}: ${child.report()}`);
-  expect(child.stdout.text).not.toContain('Pattern verification failed');
-}
-
-/** Waits until the server has tried a stripe `attempts` times in vain. @returns the stripe's number */
-async function failed(server: Server, attempts = 1, stripe = '\\d+'): Promise<string> {
-  const line = new RegExp(`stripe (${stripe}) could not be fetched: `);
-  const [, number] = await server.child.said(line, 30_000, 0, server.child.stderr);
-  const lines = new RegExp(`(stripe ${number} could not be fetched: [^]*){${attempts}}`);
-  await server.child.said(lines, 30_000, 0, server.child.stderr);
-  return number;
 }
 
 const fills = matrix({ encrypted: [false, true], format: [1, 2] } as const);
