@@ -40,11 +40,12 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
         uint64_t base = guarded[i].base;
         if (!length || at < base || at - base >= length)
             continue;
+        /* Counted first: whoever sees zeroes in its place sees the count, too. */
+        __atomic_add_fetch(&lost, 1, __ATOMIC_SEQ_CST);
         void *fresh = mmap((void *)(uintptr_t)base, length, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
         if (fresh == MAP_FAILED)
             break;
-        __atomic_add_fetch(&lost, 1, __ATOMIC_SEQ_CST);
         return;
     }
     if (previous_action.sa_flags & SA_SIGINFO) {
