@@ -333,6 +333,8 @@ for (const { ending, ...settings } of matrix({
       const lazy = await lazyDisk(bed, { format: 2, shift, sizeBytes, imageBytes, settings: more });
       let server = await serve(bed, lazy);
       await ended(qemuIo(bed, server, 'read 0 256k'));
+      // The read was answered from the image; the stripe comes after it.
+      await statusWhen(server, lazy.rpc, ({ stripes }) => stripes.fetched === 1);
       const before = await dump(bed, lazy);
       await bed.run(['chattr', '+i', lazy.metadata]);
       try {
