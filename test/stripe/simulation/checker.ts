@@ -38,6 +38,8 @@ export class Checker {
   readonly layout: MetadataLayout;
   /** Stripes that a guest may have written to: that must never be forgotten. */
   private readonly written: Uint8Array;
+  /** Stripes that a guest has begun to write to: no other is recorded so. */
+  private readonly touched: Uint8Array;
   private readonly stale: Uint8Array;
   private anyStale = true;
   /** What the program showed of stripes when they were looked at. */
@@ -52,6 +54,7 @@ export class Checker {
     const { version, shift, stripes } = world.scenario;
     this.layout = new MetadataLayout(version, shift, stripes);
     this.written = new Uint8Array(stripes);
+    this.touched = new Uint8Array(stripes);
     this.stale = new Uint8Array(stripes).fill(1);
     this.shown = new Uint8Array(stripes);
   }
@@ -80,6 +83,11 @@ export class Checker {
     this.stale.fill(1);
     this.anyStale = true;
     this.shown.fill(0);
+  }
+
+  /** The guest begins to write to a stripe. */
+  noteTouched(stripe: number): void {
+    if (this.world.scenario.trackWritten) this.touched[stripe] = 1;
   }
 
   /** The guest was told that it has written to a stripe, or the disk has its data. */
@@ -125,6 +133,9 @@ export class Checker {
       const source = (header & HAS_SOURCE) !== 0;
       if (source !== hasSource[stripe] || header > 7) {
         this.world.fail(`the metadata says ${bits(header)} of stripe ${stripe}`);
+      }
+      if (header & WRITTEN && !this.touched[stripe]) {
+        this.world.fail(`stripe ${stripe} is recorded as written to, and nobody did`);
       }
       if (!source) return;
       if (header & FETCHED) everLocal = true;

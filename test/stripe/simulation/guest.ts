@@ -193,7 +193,7 @@ export class Guest implements RequestOwner {
     const ok = request.result === 0;
     if (write) {
       this.model.written(write, ok);
-      if (ok) this.noteWritten(request);
+      if (ok) this.eachStripe(request, (stripe) => this.checker.noteWritten(stripe));
     }
     if (read) {
       const valueAt = (index: number) => this.memory.load(request.address, index);
@@ -206,15 +206,14 @@ export class Guest implements RequestOwner {
     slot.flush = null;
   }
 
-  private noteWritten({ offset, length }: BlockRequest): void {
+  private eachStripe({ offset, length }: BlockRequest, call: (stripe: number) => void): void {
     const { shift } = this.world.scenario;
     const last = (offset + length) / SECTOR - 1;
-    for (let stripe = (offset / SECTOR) >> shift; stripe <= last >> shift; stripe++) {
-      this.checker.noteWritten(stripe);
-    }
+    for (let stripe = (offset / SECTOR) >> shift; stripe <= last >> shift; stripe++) call(stripe);
   }
 
   private beginWrite(request: BlockRequest, first: number, count: number): ModelWrite {
+    this.eachStripe(request, (stripe) => this.checker.noteTouched(stripe));
     const base = this.values + 1;
     const data = request.op === WRITE;
     if (data) {

@@ -114,7 +114,12 @@ export function makeScenario(dice: Dice): Scenario {
     buffers: dice.between(1, 4),
     journal: dice.chance(2)
       ? defaultJournalOptions
-      : { patienceMs: dice.pick([0, 5, 1000]), patienceChanges: dice.between(1, 8), attempts: 3 },
+      : {
+          // With the last one, whoever waits and isn't known to waits too long.
+          patienceMs: dice.pick([0, 5, 1000, 1_000_000]),
+          patienceChanges: dice.between(1, 8),
+          attempts: 3,
+        },
     queues: dice.between(1, 3),
     depth: dice.pick([1, 2, 4, 8]),
     overlaps: dice.chance(3),

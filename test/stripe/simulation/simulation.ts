@@ -17,7 +17,7 @@ import { Violation, World } from './world.ts';
 
 /** Virtual time after which nobody may be waiting any more, once nothing fails. */
 const PATIENCE_MS = 200_000;
-const AUTOFETCH_PATIENCE_MS = 2_000_000;
+const AUTOFETCH_PATIENCE_MS = 20_000_000;
 /** Metadata that fails for good is tried five times before the guest is told. */
 const DEAD_METADATA_PATIENCE_MS = 60_000;
 /** Requests that still come when main has given up. */

@@ -78,6 +78,13 @@ export const answerBugs: Bug[] = [
     },
   },
   {
+    name: 'a record that somebody waits for takes its time',
+    coordinator(coordinator) {
+      const { journal } = insideCoordinator(coordinator);
+      replace(journal, 'add', (add) => (change) => add(change, false));
+    },
+  },
+  {
     name: 'main goes on when it has stopped',
     coordinator(coordinator) {
       insideCoordinator(coordinator).journal.end = async () => {};

@@ -132,6 +132,15 @@ export const orderBugs: Bug[] = [
     },
   },
   {
+    name: 'a stripe that is read is recorded as written to',
+    coordinator(coordinator) {
+      const { journal } = insideCoordinator(coordinator);
+      replace(journal, 'add', (add) => (change, urgent) => {
+        add({ ...change, bits: change.bits | WRITTEN }, urgent);
+      });
+    },
+  },
+  {
     name: 'sectors of the metadata keep the CRC that they had',
     parts(parts) {
       const { layout, store, headers } = parts;
