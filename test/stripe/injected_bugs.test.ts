@@ -1,4 +1,7 @@
-/** The simulation can fail: each of these bugs, put into the program, is found by it. */
+/**
+ * The simulation can fail: each of these bugs, put into the program, is found by it.
+ * suite time limit: 400 s
+ */
 import { expect, setDefaultTimeout, test } from 'bun:test';
 import { bugs } from './simulation/bugs/all.ts';
 import { explain } from './simulation/replay.ts';

@@ -1,4 +1,7 @@
-/** Many disks with guests, faults and crashes, each from its seed: docs/testing.md. */
+/**
+ * Many disks with guests, faults and crashes, each from its seed: docs/testing.md.
+ * suite time limit: 400 s
+ */
 import { expect, setDefaultTimeout, test } from 'bun:test';
 import { seed, soak } from '../random.ts';
 import { explain } from './simulation/replay.ts';

@@ -199,6 +199,7 @@ export class Program {
     this.arrivalsMs[queue] = atMs;
     timeline.after(atMs - timeline.now(), () => {
       world.note(() => `main: gets ${JSON.stringify(copy)}`);
+      if (copy.kind === 'ask') for (const { stripe } of copy.asks) this.watch.ask(stripe);
       if (copy.kind === 'claimDone')
         for (const stripe of copy.stripes) this.watch.claimEnded(stripe);
       this.coordinator.receive(copy);

@@ -1,7 +1,11 @@
 import { FETCHED, HAS_SOURCE, WRITTEN } from '../../../src/stripe/shared_state.ts';
 import type { Checker } from './checker.ts';
 import type { FetchWatch } from './sim_source.ts';
+import { SECTOR } from './values.ts';
 import type { World } from './world.ts';
+
+/** Autofetch makes up for so much time in which it had to wait. */
+const SAVED_SECONDS = 1;
 
 /**
  * Who works on which stripe: nobody fetches one that is local or that a guest's request is about to
@@ -13,6 +17,11 @@ export class StripeWatch implements FetchWatch {
   /** What main waits for. */
   busy = 0;
   private readonly fetching = new Set<number>();
+  /** Stripes that a queue has asked for. */
+  private readonly asked = new Set<number>();
+  /** Others that were fetched all the same, and since when that goes on. */
+  private readonly unasked = new Set<number>();
+  private readonly beganMs: number;
   private readonly claimed = new Set<number>();
   /** Requests of guests on the disk, by stripe. */
   private readonly filling = new Map<number, number>();
@@ -21,7 +30,13 @@ export class StripeWatch implements FetchWatch {
     private readonly world: World,
     private readonly states: Uint8Array,
     private readonly checker: Checker,
-  ) {}
+  ) {
+    this.beganMs = world.timeline.now();
+  }
+
+  ask(stripe: number): void {
+    this.asked.add(stripe);
+  }
 
   /** Main is about to do something. */
   checkAwake(what: string): void {
@@ -43,6 +58,21 @@ export class StripeWatch implements FetchWatch {
     if (this.fetching.has(stripe)) this.world.fail(`stripe ${stripe} is fetched twice at once`);
     this.fetching.add(stripe);
     this.checkFetch(stripe);
+    if (this.asked.has(stripe) || this.unasked.has(stripe)) return;
+    this.unasked.add(stripe);
+    this.checkAutofetch(stripe);
+  }
+
+  /** Autofetch is on, leaves a buffer to those who wait, and keeps to its rate. */
+  private checkAutofetch(stripe: number): void {
+    const { world, fetching, unasked } = this;
+    const { autofetch, buffers, autofetchBytesPerSecond, shift } = world.scenario;
+    if (!autofetch) world.fail(`stripe ${stripe} is fetched, and nobody asked for it`);
+    if (buffers > 1 && fetching.size === buffers) world.fail('autofetch has taken all buffers');
+    if (autofetchBytesPerSecond === 0) return;
+    const seconds = (world.timeline.now() - this.beganMs) / 1000 + SAVED_SECONDS;
+    const bytes = (unasked.size - 1) * (SECTOR << shift);
+    if (bytes > seconds * autofetchBytesPerSecond + 1) world.fail('autofetch is too fast');
   }
 
   ended(stripe: number): void {

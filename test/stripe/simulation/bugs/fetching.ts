@@ -107,6 +107,27 @@ export const fetchingBugs: Bug[] = [
     },
   },
   {
+    name: 'autofetch is on where it is to be off',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.autofetch = true;
+    },
+  },
+  {
+    name: 'autofetch takes the last buffer',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.buffers = 1;
+    },
+  },
+  {
+    name: 'autofetch keeps to no rate',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.options = { ...fetcher.options, autofetchBytesPerSecond: 0 };
+    },
+  },
+  {
     name: 'the source stays open when all is local',
     coordinator(coordinator) {
       insideCoordinator(coordinator).closeSourceIfDone = () => {};

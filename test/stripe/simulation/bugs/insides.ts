@@ -32,7 +32,9 @@ export interface CoordinatorInside {
   };
   /** There where there is a source. */
   fetcher: {
-    options: { diskBytes: number };
+    options: { diskBytes: number; autofetchBytesPerSecond: number };
+    autofetch: boolean;
+    buffers: number;
     request(stripe: number): void;
     cancel(stripe: number): boolean;
     rest(stripe: number, error: Error): void;
