@@ -212,7 +212,12 @@ class Simulation {
     } else if (way === 'leave') {
       world.sourceGone = true;
       guest.leaving = true;
-      timeline.after(dice.delayMs(scenario.diskMs), () => guest.pauseAll());
+      // As a queue that stops does: also what comes to wait only then is given up.
+      const pause = () => {
+        guest.pauseAll();
+        if (guest.waiting > 0) timeline.after(dice.delayMs(scenario.diskMs) + 1, pause);
+      };
+      timeline.after(dice.delayMs(scenario.diskMs), pause);
     } else {
       world.sourceGone = true;
       guest.givenUp = true;
