@@ -11,6 +11,8 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 int ubiblk_eventfd(void)
@@ -142,4 +144,28 @@ int ubiblk_file_threads(uint32_t count)
     char text[16];
     snprintf(text, sizeof(text), "%u", count);
     return setenv("UV_THREADPOOL_SIZE", text, 0) < 0 ? -errno : 0;
+}
+
+/*
+ * Tells a service manager something (sd_notify(3)): one datagram to the socket at path, which is in
+ * the abstract namespace where it begins with '@'.
+ */
+int ubiblk_notify(const char *path, const char *text)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t length = strlen(path);
+    if (length == 0 || length >= sizeof(address.sun_path))
+        return -EINVAL;
+    memcpy(address.sun_path, path, length);
+    if (path[0] == '@')
+        address.sun_path[0] = 0;
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
+    ssize_t sent = sendto(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT,
+                          (struct sockaddr *)&address, size);
+    int err = sent < 0 ? -errno : 0;
+    close(fd);
+    return err;
 }

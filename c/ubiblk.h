@@ -37,6 +37,7 @@ UBIBLK_API int ubiblk_ring_register_files(uint64_t handle, const int32_t *fds, u
 UBIBLK_API int ubiblk_ring_update_files(uint64_t handle, uint32_t first, const int32_t *fds,
                                         uint32_t count);
 UBIBLK_API int ubiblk_ring_register_buffers(uint64_t handle, const void *iovecs, uint32_t count);
+UBIBLK_API int ubiblk_ring_register_places(uint64_t handle, uint32_t count);
 UBIBLK_API int ubiblk_ring_unregister_buffers(uint64_t handle);
 UBIBLK_API int ubiblk_ring_spin(uint64_t handle, uint64_t avail_idx, uint32_t seen,
                                 uint32_t timeout_us);
@@ -85,6 +86,19 @@ UBIBLK_API int ubiblk_memory_scatter(uint64_t iov, uint32_t count, uint64_t skip
                                      uint64_t length);
 UBIBLK_API int ubiblk_memory_fill(uint64_t to, int byte, uint64_t length);
 
+/* ublk.c */
+
+UBIBLK_API int ubiblk_ublk_open(const char *path, uint64_t *handle);
+UBIBLK_API int ubiblk_ublk_close(uint64_t handle);
+UBIBLK_API int ubiblk_ublk_command(uint64_t handle, uint32_t op, const void *command,
+                                   int32_t timeout_ms);
+UBIBLK_API int ubiblk_ublk_await(uint64_t handle, int32_t timeout_ms);
+UBIBLK_API int64_t ubiblk_ublk_map(int fd, uint32_t queue, uint32_t depth);
+UBIBLK_API int ubiblk_ublk_unmap(uint64_t address, uint32_t depth);
+UBIBLK_API int ubiblk_io_flusher(void);
+UBIBLK_API int ubiblk_lock_memory(void);
+UBIBLK_API int ubiblk_set_affinity(const void *mask, uint32_t bytes);
+
 /* vhost_socket.c */
 
 enum { UBIBLK_MAX_FDS = 32 };
@@ -114,5 +128,6 @@ UBIBLK_API int ubiblk_close(int fd);
 UBIBLK_API int ubiblk_pin_thread(uint32_t cpu);
 UBIBLK_API int ubiblk_name_thread(const char *name);
 UBIBLK_API int ubiblk_file_threads(uint32_t count);
+UBIBLK_API int ubiblk_notify(const char *path, const char *text);
 
 #endif

@@ -185,6 +185,12 @@ int ubiblk_ring_register_buffers(uint64_t handle, const void *iovecs, uint32_t c
     return io_uring_register_buffers(&ring_of(handle)->uring, iovecs, count);
 }
 
+/* Makes places for so many buffers, which a driver fills. */
+int ubiblk_ring_register_places(uint64_t handle, uint32_t count)
+{
+    return io_uring_register_buffers_sparse(&ring_of(handle)->uring, count);
+}
+
 int ubiblk_ring_unregister_buffers(uint64_t handle)
 {
     return io_uring_unregister_buffers(&ring_of(handle)->uring);

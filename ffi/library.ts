@@ -16,6 +16,7 @@ const SYMBOLS = {
   ubiblk_ring_register_files: { args: ['u64', 'ptr', 'u32'], returns: 'i32' },
   ubiblk_ring_update_files: { args: ['u64', 'u32', 'ptr', 'u32'], returns: 'i32' },
   ubiblk_ring_register_buffers: { args: ['u64', 'ptr', 'u32'], returns: 'i32' },
+  ubiblk_ring_register_places: { args: ['u64', 'u32'], returns: 'i32' },
   ubiblk_ring_unregister_buffers: { args: ['u64'], returns: 'i32' },
   ubiblk_ring_spin: { args: ['u64', 'u64', 'u32', 'u32'], returns: 'i32' },
   ubiblk_spin_avail: { args: ['u64', 'u32', 'u32'], returns: 'i32' },
@@ -87,7 +88,17 @@ const SYMBOLS = {
   ubiblk_close: { args: ['i32'], returns: 'i32' },
   ubiblk_pin_thread: { args: ['u32'], returns: 'i32' },
   ubiblk_name_thread: { args: ['cstring'], returns: 'i32' },
+  ubiblk_ublk_open: { args: ['ptr', 'ptr'], returns: 'i32' },
+  ubiblk_ublk_close: { args: ['u64'], returns: 'i32' },
+  ubiblk_ublk_command: { args: ['u64', 'u32', 'ptr', 'i32'], returns: 'i32' },
+  ubiblk_ublk_await: { args: ['u64', 'i32'], returns: 'i32' },
+  ubiblk_ublk_map: { args: ['i32', 'u32', 'u32'], returns: FFIType.i64_fast },
+  ubiblk_ublk_unmap: { args: ['u64', 'u32'], returns: 'i32' },
+  ubiblk_io_flusher: { args: [], returns: 'i32' },
+  ubiblk_lock_memory: { args: [], returns: 'i32' },
+  ubiblk_set_affinity: { args: ['ptr', 'u32'], returns: 'i32' },
   ubiblk_file_threads: { args: ['u32'], returns: 'i32' },
+  ubiblk_notify: { args: ['ptr', 'ptr'], returns: 'i32' },
 } as const;
 
 type Shim = ReturnType<typeof dlopen<typeof SYMBOLS>>['symbols'];

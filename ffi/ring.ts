@@ -21,6 +21,7 @@ export const OP_POLL_REMOVE = 7;
 export const OP_FALLOCATE = 17;
 export const OP_READ = 22;
 export const OP_WRITE = 23;
+const OP_URING_CMD = 46;
 
 const FIXED_FILE = 1;
 /** Or-ed to the op of a transfer: a worker thread of the kernel does it (IOSQE_ASYNC). */
@@ -172,6 +173,15 @@ export class Ring {
     return result >= 0;
   }
 
+  /**
+   * Makes places for buffers, which a driver fills with the memory of its requests.
+   * @throws Error
+   */
+  registerPlaces(count: number): void {
+    const result = shim.ubiblk_ring_register_places(this.handle, count);
+    if (result < 0) throw failed('io_uring_register', result);
+  }
+
   /** Ends the registration; waits for transfers that use it. */
   unregisterMemory(): void {
     shim.ubiblk_ring_unregister_buffers(this.handle);
@@ -209,6 +219,11 @@ export class Ring {
     sqes[i + 8] = index;
     sqes[i + 9] = handler;
     sqes[i + 10] = buffer < 0 ? 0 : buffer;
+    // What a ublk command had there would be taken for attributes of the transfer.
+    sqes[i + 12] = 0;
+    sqes[i + 13] = 0;
+    sqes[i + 14] = 0;
+    sqes[i + 15] = 0;
   }
 
   /** Prepares an fdatasync of a registered file. */
@@ -242,6 +257,44 @@ export class Ring {
     sqes[i + 6] = mode;
     sqes[i + 8] = index;
     sqes[i + 9] = handler;
+  }
+
+  /**
+   * Prepares a command to a ublk character device, with a struct ublksrv_io_cmd.
+   * @param command UBLK_U_IO_*
+   * @param file the device's number among the registered files
+   * @param result of the request that the command completes
+   * @param address of the request's memory, 0 where the kernel needs none
+   * @param place where the kernel is to register the next request's memory, -1: nowhere
+   */
+  ublkCommand(
+    command: number,
+    file: number,
+    queue: number,
+    tag: number,
+    result: number,
+    address: number,
+    place: number,
+    handler: number,
+  ): void {
+    const i = this.next();
+    const sqes = this.sqes;
+    sqes[i] = OP_URING_CMD | (FIXED_FILE << 8);
+    sqes[i + 1] = file;
+    sqes[i + 2] = command;
+    sqes[i + 3] = 0;
+    sqes[i + 4] = place < 0 ? 0 : place;
+    sqes[i + 5] = 0;
+    sqes[i + 6] = 0;
+    sqes[i + 7] = 0;
+    sqes[i + 8] = tag;
+    sqes[i + 9] = handler;
+    sqes[i + 10] = 0;
+    sqes[i + 11] = 0;
+    sqes[i + 12] = queue | (tag << 16);
+    sqes[i + 13] = result;
+    sqes[i + 14] = low32(address);
+    sqes[i + 15] = high32(address);
   }
 
   /** Prepares a multishot poll for input on a descriptor (5.13). */

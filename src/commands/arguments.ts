@@ -173,7 +173,7 @@ export function parseArguments(command: CommandSpec, args: readonly string[]): A
       }
     }
   }
-  if (operands.length < names.length) {
+  if (operands.length < names.length && !names[operands.length].startsWith('[')) {
     throw new UsageError(`argument ${names[operands.length]} is missing`);
   }
   return new Arguments(values, operands);

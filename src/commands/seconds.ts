@@ -7,14 +7,20 @@ const MAX_SECONDS = 3600;
 /**
  * The value in seconds of an option, from a tenth to an hour.
  * @param otherwise where it was not given
+ * @param least allowed
  * @throws UsageError for anything else
  */
-export function secondsOf(args: Arguments, option: string, otherwise: number): number {
+export function secondsOf(
+  args: Arguments,
+  option: string,
+  otherwise: number,
+  least = MIN_SECONDS,
+): number {
   const text = args.value(option) ?? String(otherwise);
   const value = Number(text);
-  if (!/^\d+(\.\d+)?$/.test(text) || value < MIN_SECONDS || value > MAX_SECONDS) {
+  if (!/^\d+(\.\d+)?$/.test(text) || value < least || value > MAX_SECONDS) {
     throw new UsageError(
-      `--${option} must be a number from ${MIN_SECONDS} to ${MAX_SECONDS}, not '${text}'`,
+      `--${option} must be a number from ${least} to ${MAX_SECONDS}, not '${text}'`,
     );
   }
   return value;

@@ -21,3 +21,14 @@ export function parseSize(option: string, text: string): number {
   }
   return bytes;
 }
+
+/** A size for eyes: in the largest unit of 1024 that leaves at least 1, with up to one decimal. */
+export function sizeText(bytes: number): string {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1024 && unit < suffixes.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${Number.isInteger(value) ? value : value.toFixed(1)}${suffixes[unit] || 'B'}`;
+}

@@ -29,7 +29,7 @@ export interface CommandSpec {
   summary: string;
   programs: readonly ProgramName[];
   options: readonly OptionSpec[];
-  /** What must follow the options, as help calls it. */
+  /** What must follow the options, as help calls it; in brackets what need not. */
   operands?: readonly string[];
   examples: readonly string[];
   /** Daemons report what they do (`info`); other commands only what is doubtful (`warn`). */
@@ -100,6 +100,42 @@ export const commands: readonly CommandSpec[] = [
     load: () => import('./serve_vhost.ts'),
   },
   {
+    name: 'serve ublk',
+    summary: 'Serve a disk to this host as a block device, /dev/ublkbN',
+    programs: [{ name: 'ublk-backend', displayName: 'ublk backend' }],
+    options: [
+      ...deviceConfigOptions,
+      {
+        long: 'device-symlink',
+        value: 'PATH',
+        summary: 'Make a link to the device here while it is served',
+      },
+      {
+        long: 'stop-timeout',
+        value: 'S',
+        summary: 'How long to wait at the end for whoever uses the device (10)',
+      },
+      {
+        long: 'keep-device',
+        summary: 'Leave the device to the next server when told to end, as SIGUSR2 does',
+      },
+      { long: 'unprivileged', summary: 'Make a device that this user may use without being root' },
+      { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
+      {
+        long: 'null',
+        value: 'SIZE',
+        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
+      },
+    ],
+    examples: [
+      'ubiblk serve ublk --config data.yaml',
+      'ubiblk serve ublk --config data.yaml --device-symlink /dev/disk/by-ubiblk/data',
+    ],
+    defaultLogLevel: 'info',
+    docs: 'docs/serve-ublk.md',
+    load: () => import('./serve_ublk.ts'),
+  },
+  {
     name: 'probe',
     summary: 'Use a served disk as a virtual machine would: check and measure it',
     programs: [],
@@ -123,6 +159,62 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/probe.md',
     load: () => import('./probe.ts'),
+  },
+  {
+    name: 'ublk list',
+    summary: "Show this host's ublk devices, and those that nobody serves any more",
+    programs: [],
+    options: [{ long: 'json', summary: 'Print one JSON array instead of lines' }],
+    examples: ['ubiblk ublk list'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/ublk.md',
+    load: () => import('./ublk_list.ts'),
+  },
+  {
+    name: 'ublk info',
+    summary: 'Show all that is known of one ublk device',
+    programs: [],
+    options: [{ long: 'json', summary: 'Print one JSON object instead of lines' }],
+    operands: ['DEVICE'],
+    examples: ['ubiblk ublk info 0', 'ubiblk ublk info /dev/ublkb0 --json'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/ublk.md',
+    load: () => import('./ublk_info.ts'),
+  },
+  {
+    name: 'ublk del',
+    summary: 'Remove a ublk device, or all that ubiblk has made',
+    programs: [],
+    options: [
+      { long: 'all', summary: 'Remove every device that ubiblk has made' },
+      { long: 'force', summary: 'Remove also what is mounted or open' },
+    ],
+    operands: ['[DEVICE]'],
+    examples: ['ubiblk ublk del 3', 'ubiblk ublk del --all'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/ublk.md',
+    load: () => import('./ublk_del.ts'),
+  },
+  {
+    name: 'ublk features',
+    summary: "Show what this kernel's ublk driver can do",
+    programs: [],
+    options: [{ long: 'json', summary: 'Print one JSON object instead of lines' }],
+    examples: ['ubiblk ublk features'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/ublk.md',
+    load: () => import('./ublk_features.ts'),
+  },
+  {
+    name: 'ublk owner',
+    summary: 'Print the user and group of an unprivileged device, for udev',
+    programs: [],
+    options: [],
+    operands: ['DEVICE'],
+    examples: ['ubiblk ublk owner ublkb3'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/ublk.md',
+    load: () => import('./ublk_owner.ts'),
   },
   {
     name: 'rpc',

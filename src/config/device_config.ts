@@ -3,6 +3,14 @@ import type { XtsKeys } from '../crypto/xts.ts';
 
 export type IoEngine = 'io_uring' | 'sync';
 
+/** How data gets from the kernel's requests to a ublk server, by the driver's names. */
+export const ublkModes = ['zero_copy', 'copy', 'user_copy', 'need_get_data'] as const;
+export type UblkMode = (typeof ublkModes)[number];
+
+/** What becomes of a ublk device's requests when its server dies. */
+export const ublkRecoveries = ['reissue', 'requeue', 'fail', 'off'] as const;
+export type UblkRecovery = (typeof ublkRecoveries)[number];
+
 export interface RawSource {
   source: 'raw';
   path: string;
@@ -54,7 +62,8 @@ export interface DeviceConfig {
   stripeSource?: StripeSource;
   numQueues: number;
   queueSize: number;
-  segSizeMax: number;
+  /** Bytes; each front end has a default of its own. */
+  segSizeMax?: number;
   segCountMax: number;
   pollQueueTimeoutUs: number;
   cpus?: number[];
@@ -67,6 +76,9 @@ export interface DeviceConfig {
   deviceId: string;
   ioEngine: IoEngine;
   directIo: boolean;
+  /** Undefined: what is best for the disk and the kernel. */
+  ublkMode?: UblkMode;
+  ublkRecovery: UblkRecovery;
   encryptionKey?: XtsKeys;
 }
 
@@ -74,7 +86,6 @@ export interface DeviceConfig {
 export const defaultTuning = {
   numQueues: 1,
   queueSize: 64,
-  segSizeMax: 65536,
   segCountMax: 128,
   pollQueueTimeoutUs: 1000,
   copyOnRead: false,
@@ -84,4 +95,5 @@ export const defaultTuning = {
   deviceId: 'ubiblk',
   ioEngine: 'io_uring',
   directIo: true,
+  ublkRecovery: 'reissue',
 } as const satisfies Partial<DeviceConfig>;

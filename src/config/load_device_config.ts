@@ -1,8 +1,8 @@
 import { timingSafeEqual } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import { XTS_KEY_BYTES, type XtsKeys } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
-import { type DeviceConfig, defaultTuning } from './device_config.ts';
+import { highestPossibleCpu } from '../processors.ts';
+import { type DeviceConfig, defaultTuning, ublkModes, ublkRecoveries } from './device_config.ts';
 import { loadKekFile, noKek } from './kek.ts';
 import { refuseLaterFeatures } from './later_features.ts';
 import { Problems } from './problems.ts';
@@ -163,9 +163,9 @@ function readTuning(mapping: Mapping, config: DeviceConfig, options: LoadOptions
   config.numQueues = numQueues ?? config.numQueues;
   config.queueSize =
     mapping.integer('queue_size', { min: 1, max: 32768, powerOfTwo: true }) ?? config.queueSize;
-  config.segSizeMax =
-    mapping.integer('seg_size_max', { min: minSegmentBytes, max: 1048576 }) ?? config.segSizeMax;
-  if (config.segSizeMax < guestPageBytes) {
+  const segSizeMax = mapping.integer('seg_size_max', { min: minSegmentBytes, max: 1048576 });
+  if (segSizeMax !== undefined) config.segSizeMax = segSizeMax;
+  if (segSizeMax !== undefined && segSizeMax < guestPageBytes) {
     mapping.warn('seg_size_max', `Linux guests refuse a disk with less than ${guestPageBytes}`);
   }
   config.segCountMax = mapping.integer('seg_count_max', { min: 1, max: 256 }) ?? config.segCountMax;
@@ -203,17 +203,6 @@ function readCpus(
   return cpus;
 }
 
-/** The last CPU of the kernel's list of CPUs that can ever be there, as in `0-63` or `0,2-3`. */
-function highestPossibleCpu(): number {
-  const cpuSetBits = 1024;
-  try {
-    const list = readFileSync('/sys/devices/system/cpu/possible', 'utf8');
-    return Number(/(\d+)\s*$/.exec(list)?.[1] ?? cpuSetBits - 1);
-  } catch {
-    return cpuSetBits - 1;
-  }
-}
-
 function readFlags(mapping: Mapping, config: DeviceConfig): void {
   config.copyOnRead = mapping.boolean('copy_on_read') ?? config.copyOnRead;
   config.trackWritten = mapping.boolean('track_written') ?? config.trackWritten;
@@ -222,6 +211,9 @@ function readFlags(mapping: Mapping, config: DeviceConfig): void {
   const rate = mapping.integer('autofetch_max_mib_per_s', { min: 1, max: 1_000_000 });
   if (rate !== undefined) config.autofetchMaxMibPerS = rate;
   config.directIo = mapping.boolean('direct_io') ?? config.directIo;
+  const ublkMode = mapping.choice('ublk_mode', ublkModes);
+  if (ublkMode !== undefined) config.ublkMode = ublkMode;
+  config.ublkRecovery = mapping.choice('ublk_recovery', ublkRecoveries) ?? config.ublkRecovery;
   config.deviceId = mapping.string('device_id') ?? config.deviceId;
   const deviceIdBytes = Buffer.byteLength(config.deviceId);
   if (deviceIdBytes > maxDeviceIdBytes) {

@@ -9,10 +9,13 @@ import { NativeBuffer } from '../../ffi/memory.ts';
 import { BufferPool, type Piece, type PieceCopier } from './buffer_pool.ts';
 import {
   type BlockDevice,
-  type BlockRequest,
+  BlockRequest,
   DISCARD,
   FLUSH,
+  READ,
+  type RequestOwner,
   type RequestTable,
+  WRITE,
   WRITE_ZEROES,
 } from './request.ts';
 
@@ -70,6 +73,69 @@ export class CryptLayer implements BlockDevice {
     } else {
       this.large.submit(request);
     }
+  }
+}
+
+/** A request below an in-place layer, on behalf of the one above. */
+class Ciphered extends BlockRequest {
+  outer: BlockRequest | null = null;
+}
+
+/**
+ * The same for requests whose data is in one piece of memory that nobody else sees, and that is given
+ * up when a write is submitted: it is ciphered where it is.
+ */
+export class InPlaceCryptLayer implements BlockDevice, RequestOwner {
+  private readonly free: Ciphered[] = [];
+
+  /**
+   * @param below the encrypted disk
+   * @param copying takes what has no memory of its own: zeroes
+   */
+  constructor(
+    private readonly below: BlockDevice,
+    private readonly copying: CryptLayer,
+    private readonly xts: number,
+    private readonly requests: RequestTable,
+  ) {}
+
+  get inFlight(): number {
+    return this.below.inFlight;
+  }
+
+  submit(outer: BlockRequest): void {
+    const { op, offset, length, address } = outer;
+    if (op !== READ && op !== WRITE) {
+      this.copying.submit(outer);
+      return;
+    }
+    if (op === WRITE) {
+      const sector = offset / 512;
+      outer.result = shim.ubiblk_xts_encrypt(this.xts, sector, length / 512, address, address);
+      if (outer.result !== 0) {
+        outer.owner.completed(outer);
+        return;
+      }
+    }
+    const { nextIndex } = this.requests;
+    const request =
+      this.free.pop() ?? this.requests.add(new Ciphered(nextIndex, this, outer.iovecs));
+    request.outer = outer;
+    request.copy(outer);
+    this.below.submit(request);
+  }
+
+  completed(request: BlockRequest): void {
+    const outer = (request as Ciphered).outer as BlockRequest;
+    (request as Ciphered).outer = null;
+    this.free.push(request as Ciphered);
+    const { op, offset, length, address } = outer;
+    outer.result = request.result;
+    if (op === READ && request.result === 0) {
+      const sector = offset / 512;
+      outer.result = shim.ubiblk_xts_decrypt(this.xts, sector, length / 512, address, address);
+    }
+    outer.owner.completed(outer);
   }
 }
 

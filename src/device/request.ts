@@ -86,6 +86,22 @@ export class BlockRequest {
     readonly owner: RequestOwner,
     public iovecs: IovecTable,
   ) {}
+
+  /** Becomes a request for the same, with the same memory. */
+  copy(from: BlockRequest): void {
+    this.op = from.op;
+    this.unmap = from.unmap;
+    this.iovecs = from.iovecs;
+    this.offset = from.offset;
+    this.length = from.length;
+    this.segments = from.segments;
+    this.address = from.address;
+    this.iovec = from.iovec;
+    this.buffer = from.buffer;
+    this.addressBits = from.addressBits;
+    this.lengthBits = from.lengthBits;
+    this.durable = from.durable;
+  }
 }
 
 /** All requests of one queue thread, by the index that completions carry. */

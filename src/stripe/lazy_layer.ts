@@ -69,7 +69,7 @@ class ImageRead extends BlockRequest {
 
   for(request: BlockRequest): void {
     this.request = request;
-    copyRequest(request, this);
+    this.copy(request);
     const { segments, iovec, iovecs } = request;
     if (segments === 1) return;
     // Who transfers a part of them changes the list.
@@ -85,21 +85,6 @@ class ImageRead extends BlockRequest {
     this.iovecs = parts;
     this.iovec = 0;
   }
-}
-
-function copyRequest(from: BlockRequest, to: BlockRequest): void {
-  to.op = from.op;
-  to.unmap = from.unmap;
-  to.iovecs = from.iovecs;
-  to.offset = from.offset;
-  to.length = from.length;
-  to.segments = from.segments;
-  to.address = from.address;
-  to.iovec = from.iovec;
-  to.buffer = from.buffer;
-  to.addressBits = from.addressBits;
-  to.lengthBits = from.lengthBits;
-  to.durable = from.durable;
 }
 
 /** So many stripes are asked for also while the image is being read. */
@@ -338,7 +323,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       this.fillings.pop() ??
       this.requests.add(new Filling(this.requests.nextIndex, this, request.iovecs));
     filling.parked = parked;
-    copyRequest(request, filling);
+    filling.copy(request);
     // A claimed stripe reads as zeroes after a discard, not as what was there before.
     filling.op = request.op === DISCARD ? WRITE_ZEROES : request.op;
     filling.unmap = request.unmap || request.op === DISCARD;

@@ -1,7 +1,8 @@
 /** Descriptor chains that no driver should write, and those that any may. */
 import { afterEach, expect, test } from 'bun:test';
 import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../../src/device/request.ts';
-import { MAX_RANGE_SECTORS, MAX_RANGES } from '../../src/frontend/vhost/block_config.ts';
+import { MAX_RANGE_SECTORS } from '../../src/frontend/limits.ts';
+import { MAX_RANGES } from '../../src/frontend/vhost/block_config.ts';
 import {
   ANSWERED,
   MALFORMED,

@@ -14,7 +14,7 @@ import {
   type RingStart,
   SharedState,
 } from '../../src/frontend/vhost/queue_link.ts';
-import type { Waiter } from '../../src/frontend/vhost/waiter.ts';
+import type { Waiter } from '../../src/frontend/waiter.ts';
 import { Log } from '../../src/log.ts';
 import {
   DATA,

@@ -1,5 +1,6 @@
 /** What the device offers: virtio-blk features and its configuration space (virtio 1.2, 5.2). */
 import type { DiskFacts } from '../../device/disk.ts';
+import { MAX_RANGE_SECTORS, maxZeroSectors } from '../limits.ts';
 
 /** Feature bit numbers of virtio-blk (5.2.3), rings (6) and vhost-user. */
 export const F = {
@@ -25,16 +26,8 @@ export function featureNames(bits: bigint): string[] {
   return names.map(([name]) => name.toLowerCase());
 }
 
-/** Ranges in one discard or write-zeroes request, and sectors in one range (1 GiB). */
+/** Ranges in one discard or write-zeroes request. */
 export const MAX_RANGES = 64;
-export const MAX_RANGE_SECTORS = 2 ** 21;
-/** Of a disk whose zeroes must be written, each of them encrypted (4 MiB). */
-const MAX_WRITTEN_ZERO_SECTORS = 2 ** 13;
-
-/** Sectors in one range of a write-zeroes request. */
-export function maxZeroSectors(facts: DiskFacts): number {
-  return facts.xts === 0 ? MAX_RANGE_SECTORS : MAX_WRITTEN_ZERO_SECTORS;
-}
 
 export const CONFIG_BYTES = 60;
 const WRITEBACK_OFFSET = 32;

@@ -19,7 +19,8 @@ import {
   WRITE,
   WRITE_ZEROES,
 } from '../../device/request.ts';
-import { MAX_RANGE_SECTORS, MAX_RANGES, maxZeroSectors } from './block_config.ts';
+import { MAX_RANGE_SECTORS, maxZeroSectors } from '../limits.ts';
+import { MAX_RANGES } from './block_config.ts';
 import type { GuestMemory } from './guest_memory.ts';
 import {
   DESC_BYTES,

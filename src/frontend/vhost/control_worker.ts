@@ -5,6 +5,7 @@
 import { EAGAIN, errnoName } from '../../../ffi/errno.ts';
 import { attachLibrary, shim } from '../../../ffi/library.ts';
 import { Log } from '../../log.ts';
+import type { WorkerAnswer } from '../thread.ts';
 import { BlockConfig, featureNames, offeredFeatures } from './block_config.ts';
 import {
   FLAG_VERSION_MASK,
@@ -16,7 +17,7 @@ import {
   VERSION,
 } from './protocol.ts';
 import { Command, QueueLink, SharedState } from './queue_link.ts';
-import type { ControlStart, WorkerAnswer } from './server.ts';
+import type { ControlStart } from './server.ts';
 import { type Message, type QueueControl, type Reply, Session } from './session.ts';
 
 declare const self: Worker;

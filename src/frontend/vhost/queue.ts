@@ -15,6 +15,7 @@ import type {
 } from '../../device/request.ts';
 import type { QueueBoard } from '../../device/request_board.ts';
 import type { Log } from '../../log.ts';
+import type { Waiter } from '../waiter.ts';
 import {
   MALFORMED,
   PARSED,
@@ -28,7 +29,6 @@ import { GuestMemory, type MemoryRegistrar } from './guest_memory.ts';
 import { InflightRecord } from './inflight.ts';
 import { Command, type QueueLink, type RingStart, type SharedState } from './queue_link.ts';
 import { Virtqueue, VirtqueueError } from './virtqueue.ts';
-import type { Waiter } from './waiter.ts';
 
 /** Chains taken before completions are looked at: the guest works on answers while we go on. */
 const BATCH = 16;

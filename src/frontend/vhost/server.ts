@@ -2,16 +2,14 @@
  * A vhost-user-blk server as the main thread sees it: one control thread, one thread for each
  * queue, made once for the life of the process.
  */
-import { errnoName } from '../../../ffi/errno.ts';
 import { openLibrary, shim } from '../../../ffi/library.ts';
 import { ListeningSocket } from '../../../ffi/listening_socket.ts';
 import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
 import type { RequestBoard } from '../../device/request_board.ts';
-import { UserError } from '../../errors.ts';
 import type { Log, LogSettings } from '../../log.ts';
 import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
-import type { QueueMessage } from '../../stripe/shared_state.ts';
 import { workerUrl } from '../../worker_url.ts';
+import { eventFd, Thread } from '../thread.ts';
 import { linkBytes, SharedState } from './queue_link.ts';
 
 export interface VhostOptions {
@@ -52,13 +50,6 @@ export interface ControlStart extends WorkerStart {
   listenFd: number;
   stopFd: number;
 }
-
-/** What a Worker answers: that it is ready, that it has ended, or why it can't start. */
-export type WorkerAnswer =
-  | { kind: 'ready' }
-  | { kind: 'ended' }
-  | { kind: 'stripes'; message: QueueMessage }
-  | { kind: 'refused'; message: string; user: boolean };
 
 const SOCKET_MODE = 0o660;
 
@@ -112,7 +103,7 @@ export async function startVhostServer(
     for (let queue = 0; queue < options.numQueues; queue++) {
       const wakeFd = eventFd();
       wakeFds.push(wakeFd);
-      const thread = new Thread(new Worker(queueWorker, { smol: true }), lazy);
+      const thread = new Thread(new Worker(queueWorker, { smol: true }), (m) => lazy?.receive(m));
       const forQueue = { queue, wakeFd, board: board.shared, lazy: lazy?.start ?? null };
       await thread.start({ ...start, ...forQueue } satisfies QueueStart);
       threads.push(thread);
@@ -133,46 +124,3 @@ export async function startVhostServer(
 
 const queueWorker = workerUrl('frontend/vhost/queue_worker.ts');
 const controlWorker = workerUrl('frontend/vhost/control_worker.ts');
-
-/** A Worker that blocks for ever once it is started: never terminated, it ends with the process. */
-class Thread {
-  readonly ended: Promise<undefined>;
-  readonly failed: Promise<Error>;
-  private readonly ready = Promise.withResolvers<void>();
-
-  constructor(
-    private readonly worker: Worker,
-    lazy: LazyDisk | null = null,
-  ) {
-    const ended = Promise.withResolvers<undefined>();
-    const failed = Promise.withResolvers<Error>();
-    this.ended = ended.promise;
-    this.failed = failed.promise;
-    worker.onmessage = (event: MessageEvent<WorkerAnswer>) => {
-      const answer = event.data;
-      if (answer.kind === 'ready') this.ready.resolve();
-      else if (answer.kind === 'ended') ended.resolve(undefined);
-      else if (answer.kind === 'stripes') lazy?.receive(answer.message);
-      else {
-        const { message, user } = answer;
-        this.ready.reject(user ? new UserError(message) : new Error(message));
-      }
-    };
-    worker.onerror = (event) => {
-      const error = new Error(`a thread ended: ${event.message}`);
-      this.ready.reject(error);
-      failed.resolve(error);
-    };
-  }
-
-  async start(message: QueueStart | ControlStart): Promise<void> {
-    this.worker.postMessage(message);
-    await this.ready.promise;
-  }
-}
-
-function eventFd(): number {
-  const fd = shim.ubiblk_eventfd();
-  if (fd < 0) throw new UserError(`no event descriptor: ${errnoName(fd)}; raise 'ulimit -n'`);
-  return fd;
-}

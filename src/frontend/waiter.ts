@@ -3,9 +3,9 @@
  * I/O, or by epoll(7) where io_uring is forbidden. Both watch the queue's own eventfd for commands
  * and, while a virtqueue runs, its kick descriptor.
  */
-import { failed } from '../../../ffi/errno.ts';
-import { shim } from '../../../ffi/library.ts';
-import type { Ring, RingHandler } from '../../../ffi/ring.ts';
+import { failed } from '../../ffi/errno.ts';
+import { shim } from '../../ffi/library.ts';
+import type { Ring, RingHandler } from '../../ffi/ring.ts';
 
 export interface Waiter {
   /** Watches a kick descriptor from now on. */

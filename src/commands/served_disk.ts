@@ -1,0 +1,130 @@
+/** What every front end does with its command line, its configuration and its disk. */
+import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
+import { secretsAreLocked } from '../crypto/secret.ts';
+import { expandXts, freeXts } from '../crypto/xts.ts';
+import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
+import { UsageError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { deviceCommands, type ServedDevice } from '../observe/device_commands.ts';
+import type { RpcServer } from '../observe/rpc_server.ts';
+import { refuseSameFilesOf } from '../stripe/distinct_files.ts';
+import type { LazyDisk } from '../stripe/lazy_disk.ts';
+import type { Arguments } from './arguments.ts';
+import { parseSize } from './size.ts';
+
+export interface Settings {
+  config: DeviceConfig;
+  /** Of the disk of nothing that is served instead of a file; undefined: a file is. */
+  nullSizeBytes: number | undefined;
+  wipeSecrets: () => void;
+}
+
+/** How long requests may wait for stripes after the signal to stop. */
+const STOP_PATIENCE_MS = 3000;
+
+/**
+ * Reads the configuration that `--config` and `--kek` name, or what `--null` stands for.
+ * @throws UserError or UsageError
+ */
+export async function readSettings(args: Arguments, log: Log): Promise<Settings> {
+  const file = args.value('config');
+  const kekFile = args.value('kek');
+  const nullSize = args.value('null');
+  const nullSizeBytes = nullSize === undefined ? undefined : parseSize('--null', nullSize);
+  if (args.has('unlink-kek') && kekFile === undefined) {
+    throw new UsageError("option '--unlink-kek' needs '--kek FILE'");
+  }
+  if (file === undefined) {
+    if (nullSizeBytes === undefined) throw new UsageError("option '--config FILE' is required");
+    if (kekFile !== undefined) throw new UsageError("option '--kek' needs '--config FILE'");
+    const config = { ...defaultTuning, file: '', path: '' };
+    return { config, nullSizeBytes, wipeSecrets: () => {} };
+  }
+  const { loadDeviceConfig } = await import('../config/load_device_config.ts');
+  const { config, wipeSecrets } = loadDeviceConfig(file, {
+    kekFile,
+    strict: args.has('strict'),
+    allowWeakKey: args.has('allow-weak-key'),
+    warn: (line) => log.warn(line),
+  });
+  return { config, nullSizeBytes, wipeSecrets };
+}
+
+/**
+ * Opens and locks the disk; afterwards no secret is left but the expanded keys.
+ * @throws UserError
+ */
+export async function openServedDisk(settings: Settings, log: Log): Promise<Disk> {
+  const { config, nullSizeBytes, wipeSecrets } = settings;
+  let xts = 0;
+  try {
+    if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
+    refuseSameFilesOf(config);
+    if (config.encryptionKey) {
+      xts = expandXts(config.encryptionKey);
+      if (!secretsAreLocked()) log.warn(unlockedSecrets);
+    }
+    return await openDisk({ ...config, xts }, log);
+  } catch (error) {
+    freeXts(xts);
+    throw error;
+  } finally {
+    wipeSecrets();
+  }
+}
+
+const unlockedSecrets =
+  'the keys may be swapped to disk: they could not be locked into memory; raise the memlock limit ' +
+  '(ulimit -l, LimitMEMLOCK=)';
+
+/** Null where all of the disk is in its data file, and nothing is recorded of it. */
+export async function openLazy(
+  disk: Disk,
+  config: DeviceConfig,
+  queues: number,
+  log: Log,
+): Promise<LazyDisk | null> {
+  const { metadataPath } = config;
+  if (metadataPath === undefined || disk.facts.fd < 0) return null;
+  const { openLazyDisk } = await import('../stripe/lazy_disk.ts');
+  return await openLazyDisk(disk, { ...config, metadataPath }, queues, log);
+}
+
+/** The disk in a few words. */
+export function diskDescription({ path, facts }: Disk): string {
+  return `'${path}' of ${facts.sizeBytes} bytes${facts.xts === 0 ? '' : ', encrypted'}`;
+}
+
+/** Deletes the KEK file where that was asked for. */
+export async function unlinkKek(args: Arguments): Promise<void> {
+  const kekFile = args.value('kek');
+  if (!args.has('unlink-kek') || kekFile === undefined) return;
+  const { unlinkKekFile } = await import('../config/kek.ts');
+  unlinkKekFile(kekFile);
+}
+
+/** Answers questions from here on, also while requests are finished at the end. */
+export async function startRpc(
+  path: string | undefined,
+  device: ServedDevice,
+  log: Log,
+): Promise<RpcServer | null> {
+  if (path === undefined) return null;
+  const { RpcServer } = await import('../observe/rpc_server.ts');
+  const server = RpcServer.start(path, deviceCommands(device), log.child('rpc'));
+  log.info(`answering commands at '${path}'`);
+  return server;
+}
+
+/** Waits for an end; what stripes that can't be had hold up is failed after a while, so that it comes. */
+export async function impatiently<Result>(
+  lazy: LazyDisk | null,
+  end: Promise<Result>,
+): Promise<Result> {
+  const impatience = setTimeout(() => lazy?.giveUp(), STOP_PATIENCE_MS);
+  try {
+    return await end;
+  } finally {
+    clearTimeout(impatience);
+  }
+}

@@ -1,0 +1,106 @@
+/** What a queue's thread puts between its front end and the disk. */
+import { failed } from '../../ffi/errno.ts';
+import { shim } from '../../ffi/library.ts';
+import { type Ring, RingForbidden } from '../../ffi/ring.ts';
+import { BounceLayer } from '../device/bounce.ts';
+import { CryptLayer, InPlaceCryptLayer } from '../device/crypt.ts';
+import type { DiskFacts } from '../device/disk.ts';
+import { failureLog } from '../device/failure_log.ts';
+import { FILES_PER_DISK, FileDevice, type FileEngine } from '../device/file_device.ts';
+import { NullDevice } from '../device/null_device.ts';
+import type { BlockDevice, RequestTable } from '../device/request.ts';
+import type { Log } from '../log.ts';
+import type { LazyStart } from '../stripe/lazy_disk.ts';
+import { LazyLayer } from '../stripe/lazy_layer.ts';
+import { type QueueMessage, SharedStripes } from '../stripe/shared_state.ts';
+import type { WorkerAnswer } from './thread.ts';
+
+/** A disk as one queue uses it. */
+export interface QueueDisk {
+  queue: number;
+  facts: DiskFacts;
+  lazy: LazyStart | null;
+  /**
+   * Whether data comes in memory of this process alone, aligned to pages: then it need not be copied,
+   * and is ciphered where it is.
+   */
+  ownMemory: boolean;
+}
+
+/** The files that the queue's engine has, by their numbers; -1 where there is none. */
+export function queueFiles({ facts, lazy }: Pick<QueueDisk, 'facts' | 'lazy'>): number[] {
+  const fds = [facts.fd, facts.bufferedFd];
+  if (lazy?.image) fds.push(lazy.image.fd, lazy.image.bufferedFd);
+  return fds;
+}
+
+/**
+ * Builds the stack.
+ * @param registrar what buffers for direct I/O are registered with, null where that gains nothing
+ * @param post sends a message to main
+ */
+export function queueStack(
+  disk: QueueDisk,
+  engine: FileEngine,
+  ring: Ring | null,
+  requests: RequestTable,
+  registrar: Ring | null,
+  post: (answer: WorkerAnswer) => void,
+  log: Log,
+): BlockDevice {
+  const base = baseStack(disk, engine, requests, registrar, log);
+  const { lazy, queue } = disk;
+  if (!lazy) return base;
+  const { image, stripes, queues, options } = lazy;
+  let imageDevice: BlockDevice | null = null;
+  if (image) {
+    const file = new FileDevice(engine, image, requests, failureLog(log), FILES_PER_DISK);
+    imageDevice = image.direct && !disk.ownMemory ? new BounceLayer(file, image, requests) : file;
+  }
+  const shared = new SharedStripes(lazy.shared, stripes, queues);
+  const tell = (message: QueueMessage) => post({ kind: 'stripes', message });
+  const release = () => ring?.updateFiles(FILES_PER_DISK, [-1, -1]);
+  return new LazyLayer(base, imageDevice, shared, requests, { ...options, queue }, tell, release);
+}
+
+function baseStack(
+  { facts, ownMemory }: QueueDisk,
+  engine: FileEngine,
+  requests: RequestTable,
+  registrar: Ring | null,
+  log: Log,
+): BlockDevice {
+  if (facts.fd < 0) return new NullDevice();
+  const file = new FileDevice(engine, facts, requests, failureLog(log));
+  if (facts.xts !== 0) {
+    const crypt = new CryptLayer(file, facts.xts, requests, registrar);
+    return ownMemory ? new InPlaceCryptLayer(file, crypt, facts.xts, requests) : crypt;
+  }
+  return facts.direct && !ownMemory ? new BounceLayer(file, facts, requests) : file;
+}
+
+/** Names the calling thread, and pins it where the configuration says so. */
+export function prepareThread(queue: number, cpu: number | undefined, log: Log): void {
+  shim.ubiblk_name_thread(Buffer.from(`queue ${queue}\0`));
+  if (cpu === undefined) return;
+  const result = shim.ubiblk_pin_thread(cpu);
+  if (result < 0)
+    log.warn(`not pinned: ${failed(`CPU ${cpu}: sched_setaffinity`, result).message}`);
+}
+
+/**
+ * What a thread that can't start tells main.
+ * @param instead what the user can do where io_uring is forbidden, besides allowing it
+ */
+export function refusal(error: Error, instead: string): WorkerAnswer {
+  if (!(error instanceof RingForbidden)) {
+    return { kind: 'refused', message: error.message, user: error.name === 'UserError' };
+  }
+  return {
+    kind: 'refused',
+    message:
+      `io_uring can't be used here (${error.message}); allow it (sysctl kernel.io_uring_disabled, ` +
+      `the container's seccomp profile)${instead}`,
+    user: true,
+  };
+}

@@ -1,0 +1,234 @@
+/**
+ * The control thread of a ublk server: its commands to the driver block, also while a device that
+ * starts reads its partition table through our own queues.
+ */
+import { closeSync, constants, openSync } from 'node:fs';
+import { EBUSY, ENODEV } from '../../../ffi/errno.ts';
+import { attachLibrary, shim } from '../../../ffi/library.ts';
+import { errorName, UserError } from '../../errors.ts';
+import { UblkControl, UblkRefused } from './control.ts';
+import type { ControlAnswer, ControlCall, UblkControlStart } from './control_thread.ts';
+import { listDevices } from './devices.ts';
+import { deviceFlags, modeOf, refuseMissingFeatures } from './modes.ts';
+import type { UblkDevice, UblkOptions } from './options.ts';
+import { charPath, type DeviceInfo, type DeviceParams } from './protocol.ts';
+
+declare const self: Worker;
+
+/** How long a dead server's last hold on its device is waited for, and a rule of udev's. */
+const PATIENCE_MS = 30_000;
+const OPEN_PATIENCE_MS = 10_000;
+const RETRY_MS = 20;
+
+let control: UblkControl;
+
+/** A device with what it was started with; of one that never was there is nothing. */
+export interface FoundDevice {
+  info: DeviceInfo;
+  params: DeviceParams | null;
+}
+
+/** What the main thread can ask for. */
+const calls = {
+  open({ libraryFd, legacy }: UblkControlStart): void {
+    attachLibrary(libraryFd);
+    shim.ubiblk_name_thread(Buffer.from('ublk control\0'));
+    const onSlow = (command: string) => post({ kind: 'slow', command });
+    control = new UblkControl({ legacy, onSlow });
+  },
+
+  features(): bigint | null {
+    return control.features;
+  },
+
+  /**
+   * The device of a disk that has no server any more, null where there is none. One that was never
+   * started is deleted.
+   * @throws UserError where another process serves it
+   */
+  find(identity: bigint): FoundDevice | null {
+    for (const info of listDevices(control)) {
+      if (info.userFlags !== identity) continue;
+      if (info.state !== 'dead') return whenLeft(info);
+      control.delete(info.id);
+    }
+    return null;
+  },
+
+  /** Makes a device, or takes over the one that was found, and opens it. */
+  attach(options: UblkOptions, identity: bigint, found: DeviceInfo | null): UblkDevice {
+    const info = found ? found : add(options, identity);
+    try {
+      if (found) takeOver(info.id);
+      const charFd = openDevice(info.id);
+      const affinity: Uint8Array[] = [];
+      for (let queue = 0; queue < info.queues; queue++) {
+        affinity.push(control.queueAffinity(info.id, queue));
+      }
+      const mode = modeOf(info.flags);
+      return { info, mode, recovered: found !== null, charFd, affinity, legacy: control.legacy };
+    } catch (error) {
+      if (!found) control.delete(info.id);
+      throw error;
+    }
+  },
+
+  /** Shows the block device; every queue has fetched its tags. */
+  start(device: UblkDevice, params: DeviceParams): void {
+    const { id } = device.info;
+    if (device.recovered) {
+      control.endRecovery(id);
+    } else {
+      control.setParams(id, params);
+      control.start(id);
+    }
+  },
+
+  /** Ends the block device when its requests are done. */
+  stop(id: number): void {
+    ignoring(ENODEV, () => control.stop(id));
+  },
+
+  /**
+   * Has the kernel give the queues their tags back.
+   * @returns false where requests don't end in time
+   */
+  quiesce(id: number, timeoutMs: number): boolean {
+    try {
+      control.quiesce(id, timeoutMs);
+      return true;
+    } catch (error) {
+      if (error instanceof UblkRefused && error.result === -EBUSY) return false;
+      throw error;
+    }
+  },
+
+  release(charFd: number): void {
+    closeSync(charFd);
+  },
+
+  /** @param held others may still have the block device open, and are not waited for */
+  delete(id: number, held: boolean): void {
+    ignoring(ENODEV, () => (held ? control.deleteHeld(id) : control.delete(id)));
+  },
+};
+export type ControlCalls = typeof calls;
+
+self.onmessage = (event: MessageEvent<ControlCall>) => {
+  const { name, args } = event.data;
+  try {
+    const result = (calls[name] as (...all: unknown[]) => unknown)(...args);
+    post({ kind: 'done', result });
+  } catch (error) {
+    const { message } = error as Error;
+    post({ kind: 'refused', message, user: error instanceof UserError });
+  }
+};
+
+function post(answer: ControlAnswer): void {
+  self.postMessage(answer);
+}
+
+/** Waits until the kernel has seen that a device's server is gone. */
+function whenLeft(first: DeviceInfo): FoundDevice | null {
+  const deadline = Date.now() + PATIENCE_MS;
+  let info: DeviceInfo | null = first;
+  while (info?.state === 'live') {
+    if (Date.now() >= deadline) {
+      throw new UserError(
+        `ublk device ${info.id} of this disk is served by process ${info.pid}; stop that one ` +
+          `first, or remove the device with 'ubiblk ublk del ${info.id}'`,
+      );
+    }
+    Bun.sleepSync(RETRY_MS);
+    info = control.info(info.id);
+  }
+  if (!info) return null;
+  if (info.state === 'dead') {
+    control.delete(info.id);
+    return null;
+  }
+  return { info, params: control.params(info.id) };
+}
+
+function add(options: UblkOptions, identity: bigint): DeviceInfo {
+  refuseMissingFeatures(options, control.features);
+  const flags = deviceFlags(options, control.features);
+  const { numQueues, queueSize, maxIoBytes } = options;
+  const made = control.add({
+    id: -1,
+    queues: numQueues,
+    depth: queueSize,
+    state: 'dead',
+    maxIoBytes,
+    pid: -1,
+    flags,
+    userFlags: identity,
+    ownerUid: 0,
+    ownerGid: 0,
+  });
+  // A driver that can't be asked leaves out what it doesn't know.
+  if ((made.flags & flags) === flags) return made;
+  control.delete(made.id);
+  refuseMissingFeatures(options, made.flags);
+  throw new Error('the ublk driver left out what was asked for');
+}
+
+function takeOver(id: number): void {
+  const taken = retry(PATIENCE_MS, () => {
+    try {
+      control.startRecovery(id);
+      return true;
+    } catch (error) {
+      // The kernel still holds what the server before had in work.
+      if (error instanceof UblkRefused && error.result === -EBUSY) return false;
+      throw error;
+    }
+  });
+  if (taken) return;
+  throw new UserError(
+    `ublk device ${id} can't be taken over: the kernel still holds it for the server before; ` +
+      `remove it with 'ubiblk ublk del ${id}' if that one never ends`,
+  );
+}
+
+/** Others may have it for a moment, and a rule may have to give it to us first. */
+function openDevice(id: number): number {
+  const path = charPath(id);
+  let fd = -1;
+  let code = '';
+  const opened = retry(OPEN_PATIENCE_MS, () => {
+    try {
+      fd = openSync(path, constants.O_RDWR);
+      return true;
+    } catch (error) {
+      code = errorName(error);
+      if (code === 'EBUSY' || code === 'ENOENT' || code === 'EACCES') return false;
+      throw new UserError(`'${path}' can't be opened: ${code}`);
+    }
+  });
+  if (opened) return fd;
+  const why: Record<string, string> = {
+    EBUSY: 'another process still holds it',
+    ENOENT: "it isn't in /dev, where devtmpfs or udev should have made it",
+    EACCES: "it isn't this user's, as the udev rule of ubiblk would have made it",
+  };
+  throw new UserError(`'${path}' can't be opened (${code}): ${why[code]}`);
+}
+
+function retry(patienceMs: number, attempt: () => boolean): boolean {
+  const deadline = Date.now() + patienceMs;
+  while (!attempt()) {
+    if (Date.now() >= deadline) return false;
+    Bun.sleepSync(RETRY_MS);
+  }
+  return true;
+}
+
+function ignoring(errno: number, command: () => void): void {
+  try {
+    command();
+  } catch (error) {
+    if (!(error instanceof UblkRefused) || error.result !== -errno) throw error;
+  }
+}

@@ -1,0 +1,235 @@
+/**
+ * Serves one queue of a ublk device: takes requests as the kernel delivers them, passes them down the
+ * device stack, and commits each when it is done, whatever became of the others. Commands and I/O share
+ * one ring: one system call hands over what is ready and brings what is new. Allocates only at the start.
+ */
+import { EINVAL, EIO, ENODEV, EOPNOTSUPP, failed } from '../../../ffi/errno.ts';
+import { shim } from '../../../ffi/library.ts';
+import { NativeBuffer, windowOver } from '../../../ffi/memory.ts';
+import { IovecTable, type Ring, type RingHandler } from '../../../ffi/ring.ts';
+import {
+  type BlockDevice,
+  type BlockOp,
+  BlockRequest,
+  DISCARD,
+  FLUSH,
+  READ,
+  type RequestOwner,
+  type RequestTable,
+  WRITE,
+  WRITE_ZEROES,
+} from '../../device/request.ts';
+import type { QueueBoard } from '../../device/request_board.ts';
+import {
+  DESCRIPTOR_WORDS,
+  IO_F_FUA,
+  IO_F_NOUNMAP,
+  IO_OP_DISCARD,
+  IO_OP_FLUSH,
+  IO_OP_MASK,
+  IO_OP_READ,
+  IO_OP_WRITE,
+  IO_OP_WRITE_ZEROES,
+  IO_RES_NEED_GET_DATA,
+  IO_RES_OK,
+} from './protocol.ts';
+
+/** One tag of the queue: its request, and the memory that is the tag's own. */
+export class UblkRequest extends BlockRequest {
+  constructor(
+    readonly tag: number,
+    ...rest: ConstructorParameters<typeof BlockRequest>
+  ) {
+    super(...rest);
+  }
+}
+
+/** How a request's data comes to us. */
+export type DataPath =
+  /** The kernel copies it between the request and memory of the tag's. */
+  | 'copied'
+  /** The request's memory is registered with the ring under the tag's number. */
+  | 'registered'
+  /** A layer of the stack fetches and returns it. */
+  | 'fetched';
+
+export interface QueueShape {
+  /** The queue's number. */
+  queue: number;
+  depth: number;
+  maxIoBytes: number;
+  sizeBytes: number;
+  dataPath: DataPath;
+  /** The opcodes that the kernel takes. */
+  ops: { fetch: number; commit: number; getData: number };
+  /** The character device's number among the ring's files, and its descriptor here. */
+  file: number;
+  charFd: number;
+}
+
+/** Why a queue has nothing more to do. */
+export type QueueEnd = 'device ended' | 'left';
+
+const BLOCK_OPS: (BlockOp | undefined)[] = [];
+BLOCK_OPS[IO_OP_READ] = READ;
+BLOCK_OPS[IO_OP_WRITE] = WRITE;
+BLOCK_OPS[IO_OP_FLUSH] = FLUSH;
+BLOCK_OPS[IO_OP_DISCARD] = DISCARD;
+BLOCK_OPS[IO_OP_WRITE_ZEROES] = WRITE_ZEROES;
+
+export class UblkQueue implements RequestOwner, RingHandler {
+  /** Commands that are with the kernel, and requests that are with us. */
+  private held = 0;
+  private open = 0;
+  private leaving = false;
+  private error: Error | null = null;
+  private readonly handler: number;
+  private readonly requests: UblkRequest[] = [];
+  private readonly memory: NativeBuffer | null;
+  private readonly descriptors: Uint32Array;
+  private readonly mapped: number;
+
+  /**
+   * @param device the top of the queue's own device stack
+   * @param ring carries commands and I/O, and a poll of what wakes the queue
+   * @param mustLeave whether the device is to be left to a successor
+   * @throws Error where the descriptors can't be mapped
+   */
+  constructor(
+    private readonly device: BlockDevice,
+    private readonly ring: Ring,
+    table: RequestTable,
+    private readonly shape: QueueShape,
+    private readonly board: QueueBoard,
+    private readonly mustLeave: () => boolean,
+  ) {
+    const { queue, depth, maxIoBytes, dataPath, charFd } = shape;
+    this.handler = ring.addHandler(this);
+    this.mapped = shim.ubiblk_ublk_map(charFd, queue, depth) as number;
+    if (this.mapped < 0) throw failed('mmap of the ublk descriptors', this.mapped);
+    const bytes = depth * DESCRIPTOR_WORDS * Uint32Array.BYTES_PER_ELEMENT;
+    this.descriptors = new Uint32Array(windowOver(this.mapped, bytes));
+    this.memory = dataPath === 'copied' ? new NativeBuffer(depth * maxIoBytes) : null;
+    const noParts = new IovecTable(1);
+    for (let tag = 0; tag < depth; tag++) {
+      this.requests.push(table.add(new UblkRequest(tag, table.nextIndex, this, noParts)));
+    }
+    board.reset(depth);
+  }
+
+  /** Asks the kernel for requests; to be called on the thread that will serve them. */
+  fetch(): void {
+    const { depth, ops } = this.shape;
+    for (let tag = 0; tag < depth; tag++) this.command(ops.fetch, tag, 0);
+    this.ring.enter(0, 0);
+  }
+
+  /**
+   * Serves until the device ends, or until it is to be left and nothing is in work any more.
+   * @throws Error where the kernel refuses a queue's commands
+   */
+  run(): QueueEnd {
+    const { ring, device } = this;
+    for (;;) {
+      device.receive?.();
+      if (!this.leaving && this.mustLeave()) this.leaving = true;
+      // What waits for stripes is left, too: the kernel gives it to the successor.
+      if (this.leaving) device.abandon?.();
+      if (this.open === 0) {
+        if (this.held === 0) break;
+        if (this.leaving) {
+          // Results are handed over; what comes instead is left.
+          ring.enter(0, 0);
+          return 'left';
+        }
+      }
+      ring.enter(1, -1);
+      ring.reap();
+    }
+    if (this.error) throw this.error;
+    return 'device ended';
+  }
+
+  /** Lets go of everything; the ring is to be closed, too, before the device can be deleted. */
+  close(): void {
+    shim.ubiblk_ublk_unmap(this.mapped, this.shape.depth);
+    this.memory?.free();
+  }
+
+  ringCompleted(tag: number, result: number): void {
+    this.held--;
+    if (result === IO_RES_OK) {
+      if (!this.leaving) this.start(this.requests[tag]);
+    } else if (result === IO_RES_NEED_GET_DATA) {
+      this.command(this.shape.ops.getData, tag, 0);
+    } else if (result !== -ENODEV) {
+      this.error ??= failed(`a ublk command of queue ${this.shape.queue}`, result);
+    }
+  }
+
+  completed(request: BlockRequest): void {
+    const { op, length, result } = request;
+    const moved = op === READ || op === WRITE ? length : 0;
+    this.commit((request as UblkRequest).tag, result === 0 ? moved : result);
+  }
+
+  abandoned(request: BlockRequest): void {
+    this.open--;
+    this.board.wipe((request as UblkRequest).tag);
+  }
+
+  private start(request: UblkRequest): void {
+    const { tag } = request;
+    const words = this.descriptors;
+    const at = tag * DESCRIPTOR_WORDS;
+    const flags = words[at];
+    const op = BLOCK_OPS[flags & IO_OP_MASK];
+    this.open++;
+    if (op === undefined) {
+      this.commit(tag, -EOPNOTSUPP);
+      return;
+    }
+    const { shape } = this;
+    const length = words[at + 1] * 512;
+    const offset = (words[at + 2] + words[at + 3] * 2 ** 32) * 512;
+    const moves = op === READ || op === WRITE;
+    if (moves && length > shape.maxIoBytes) {
+      this.commit(tag, -EINVAL);
+      return;
+    }
+    if (op !== FLUSH && offset + length > shape.sizeBytes) {
+      this.commit(tag, -EIO);
+      return;
+    }
+    request.op = op;
+    request.offset = offset;
+    request.length = length;
+    request.segments = moves ? 1 : 0;
+    request.durable = (flags & IO_F_FUA) !== 0;
+    request.unmap = (flags & IO_F_NOUNMAP) === 0;
+    request.lengthBits = length & 0xfff;
+    if (shape.dataPath === 'registered') request.buffer = moves ? tag : -1;
+    request.address = this.addressOf(tag);
+    this.board.show(tag, request);
+    this.device.submit(request);
+  }
+
+  private commit(tag: number, result: number): void {
+    this.open--;
+    this.board.wipe(tag);
+    this.command(this.shape.ops.commit, tag, result);
+  }
+
+  private command(op: number, tag: number, result: number): void {
+    const { file, queue, dataPath } = this.shape;
+    const place = dataPath === 'registered' ? tag : -1;
+    this.held++;
+    const address = this.addressOf(tag);
+    this.ring.ublkCommand(op, file, queue, tag, result, address, place, this.handler);
+  }
+
+  /** Of registered memory addresses begin at 0. */
+  private addressOf(tag: number): number {
+    return this.memory ? this.memory.address + tag * this.shape.maxIoBytes : 0;
+  }
+}

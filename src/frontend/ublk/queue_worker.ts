@@ -1,0 +1,114 @@
+/** The thread of one queue of a ublk device: builds the device stack on the disk and serves. */
+import { errnoName } from '../../../ffi/errno.ts';
+import { attachLibrary, shim } from '../../../ffi/library.ts';
+import { Ring } from '../../../ffi/ring.ts';
+import type { UblkMode } from '../../config/device_config.ts';
+import type { FileEngine } from '../../device/file_device.ts';
+import { PageCacheEngine } from '../../device/page_cache_engine.ts';
+import { RequestTable } from '../../device/request.ts';
+import { QueueBoard } from '../../device/request_board.ts';
+import { SyncEngine } from '../../device/sync_engine.ts';
+import { Log } from '../../log.ts';
+import { prepareThread, queueFiles, queueStack, refusal } from '../queue_stack.ts';
+import type { WorkerAnswer } from '../thread.ts';
+import { RingWaiter } from '../waiter.ts';
+import { Io } from './protocol.ts';
+import { type DataPath, UblkQueue } from './queue.ts';
+import type { UblkQueueStart } from './server.ts';
+import { UserCopyLayer } from './user_copy.ts';
+
+declare const self: Worker;
+
+const MAX_RING_ENTRIES = 4096;
+
+const DATA_PATHS: Record<UblkMode, DataPath> = {
+  zero_copy: 'registered',
+  copy: 'copied',
+  need_get_data: 'copied',
+  user_copy: 'fetched',
+};
+
+self.onmessage = (event: MessageEvent<UblkQueueStart>) => {
+  let ring: Ring;
+  let queue: UblkQueue;
+  try {
+    ({ ring, queue } = build(event.data));
+  } catch (error) {
+    answer(refusal(error as Error, ''));
+    return;
+  }
+  Bun.gc(true);
+  queue.fetch();
+  answer({ kind: 'ready' });
+  try {
+    queue.run();
+  } finally {
+    // The device can be deleted, or given to a successor, when nothing of it is held any more.
+    ring.close();
+    queue.close();
+  }
+  answer({ kind: 'ended' });
+};
+
+function answer(message: WorkerAnswer): void {
+  self.postMessage(message);
+}
+
+function build(start: UblkQueueStart): { ring: Ring; queue: UblkQueue } {
+  attachLibrary(start.libraryFd);
+  const { facts, lazy, queue, device, cpu } = start;
+  const { info, mode, charFd, legacy } = device;
+  const { depth, maxIoBytes } = info;
+  const log = new Log(start.log, `queue ${queue}`);
+  prepareThread(queue, cpu, log);
+  if (cpu === undefined) follow(device.affinity[queue], log);
+  const disk = { queue, facts, lazy, ownMemory: true };
+  const fds = queueFiles(disk);
+  const file = fds.length;
+  const ring = new Ring(Math.min(2 * depth, MAX_RING_ENTRIES), 4 * depth);
+  ring.registerFiles([...fds, charFd]);
+  if (mode === 'zero_copy') ring.registerPlaces(depth);
+  new RingWaiter(ring, start.wakeFd);
+  log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
+  const requests = new RequestTable();
+  const registrar = facts.direct && mode !== 'zero_copy' ? ring : null;
+  const engine = engineFor(start, ring, fds);
+  let stack = queueStack(disk, engine, ring, requests, registrar, answer, log);
+  if (mode === 'user_copy') {
+    stack = new UserCopyLayer(stack, requests, charFd, queue, depth, maxIoBytes);
+  }
+  const op = (command: { op: number; legacy: number }) => (legacy ? command.legacy : command.op);
+  const shape = {
+    queue,
+    depth,
+    maxIoBytes,
+    sizeBytes: facts.sizeBytes,
+    dataPath: DATA_PATHS[mode],
+    ops: {
+      fetch: op(Io.FETCH_REQ),
+      commit: op(Io.COMMIT_AND_FETCH_REQ),
+      getData: op(Io.NEED_GET_DATA),
+    },
+    file,
+    charFd,
+  };
+  const board = new QueueBoard(start.board, queue, depth);
+  const left = new Int32Array(start.left);
+  const mustLeave = () => Atomics.load(left, 0) !== 0;
+  return { ring, queue: new UblkQueue(stack, ring, requests, shape, board, mustLeave) };
+}
+
+function engineFor(start: UblkQueueStart, ring: Ring, fds: number[]): FileEngine {
+  const { facts, ioEngine, device } = start;
+  // Only the ring gets at memory that is registered.
+  if (device.mode === 'zero_copy') return ring;
+  if (ioEngine === 'sync') return new SyncEngine(fds);
+  if (facts.direct || facts.writeThrough) return ring;
+  return new PageCacheEngine(ring, new SyncEngine(fds), fds);
+}
+
+/** Runs where the queue's requests come from. */
+function follow(processors: Uint8Array, log: Log): void {
+  const result = shim.ubiblk_set_affinity(processors, processors.length);
+  if (result < 0) log.debug(`left on all processors: ${errnoName(result)}`);
+}

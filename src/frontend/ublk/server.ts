@@ -1,0 +1,148 @@
+/** A ublk device's server as the main thread sees it: the control thread, one thread for each queue. */
+import { openLibrary, shim } from '../../../ffi/library.ts';
+import type { DiskFacts, IoEngine } from '../../device/disk.ts';
+import type { RequestBoard } from '../../device/request_board.ts';
+import type { Log, LogSettings } from '../../log.ts';
+import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
+import { workerUrl } from '../../worker_url.ts';
+import { eventFd, Thread } from '../thread.ts';
+import type { UblkControlThread } from './control_thread.ts';
+import type { UblkDevice } from './options.ts';
+import { hasFeature } from './protocol.ts';
+
+/** What the thread of a queue is told at its start. */
+export interface UblkQueueStart {
+  libraryFd: number;
+  facts: DiskFacts;
+  lazy: LazyStart | null;
+  ioEngine: IoEngine;
+  device: UblkDevice;
+  queue: number;
+  /** The processor that it is pinned to. */
+  cpu?: number;
+  wakeFd: number;
+  /** Of a `RequestBoard` of as many places as the device's queues are deep. */
+  board: SharedArrayBuffer;
+  /** One number, not 0 when the device is to be left to a successor. */
+  left: SharedArrayBuffer;
+  log: LogSettings;
+}
+
+export interface ServedWith {
+  facts: DiskFacts;
+  ioEngine: IoEngine;
+  cpus?: readonly number[];
+}
+
+/** How long requests may take to end before a device is left with them. */
+const QUIESCE_MS = 5000;
+
+export class UblkServer {
+  /** Resolves where a thread has died of an internal error; never rejects. */
+  readonly failed: Promise<Error>;
+  /** Resolves when no queue is served any more, for whatever reason. */
+  readonly ended: Promise<undefined>;
+
+  constructor(
+    private readonly control: UblkControlThread,
+    private readonly device: UblkDevice,
+    threads: readonly Thread[],
+    private readonly left: Int32Array,
+    private readonly wakeFds: readonly number[],
+  ) {
+    this.failed = Promise.race(threads.map((thread) => thread.failed));
+    this.ended = Promise.all(threads.map((thread) => thread.ended)).then(() => undefined);
+  }
+
+  /**
+   * Takes the block device away when its requests are done, and deletes it.
+   * @param held others still have it open, and are not waited for
+   * @returns the error of a thread that died of it, and then others may still use the disk
+   */
+  async stop(held: boolean): Promise<Error | undefined> {
+    const { id } = this.device.info;
+    const stopped = this.control.call('stop', id).then(() => this.ended);
+    const failure = await Promise.race([stopped, this.failed]);
+    if (failure) return failure;
+    await this.delete(held);
+    return undefined;
+  }
+
+  /** Removes a device whose queues have ended; one that somebody else removed is no error. */
+  async delete(held: boolean): Promise<void> {
+    await this.control.call('release', this.device.charFd);
+    await this.control.call('delete', this.device.info.id, held);
+  }
+
+  /**
+   * Ends the queues and leaves the device, with what others have asked of it, to a successor.
+   * @returns the error of a thread that died of it
+   */
+  async leave(): Promise<Error | undefined> {
+    const { id, flags } = this.device.info;
+    if (hasFeature(flags, 'QUIESCE')) await this.control.call('quiesce', id, QUIESCE_MS);
+    Atomics.store(this.left, 0, 1);
+    for (const fd of this.wakeFds) shim.ubiblk_eventfd_signal(fd);
+    const failure = await Promise.race([this.ended, this.failed]);
+    if (failure) return failure;
+    await this.control.call('release', this.device.charFd);
+    return undefined;
+  }
+}
+
+/**
+ * Starts a thread for each queue of a device that was attached; then `start` shows the block device.
+ * @param board shows the requests of all queues
+ * @param lazy the main thread's part of a lazy disk
+ * @throws UserError or Error where a thread can't be started
+ */
+export async function startUblkQueues(
+  control: UblkControlThread,
+  device: UblkDevice,
+  { facts, ioEngine, cpus }: ServedWith,
+  board: RequestBoard,
+  lazy: LazyDisk | null,
+  log: Log,
+): Promise<UblkServer> {
+  const left = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  const wakeFds = Array.from({ length: device.info.queues }, eventFd);
+  const threads = wakeFds.map(
+    () => new Thread(new Worker(queueWorker, { smol: true }), (message) => lazy?.receive(message)),
+  );
+  const server = new UblkServer(control, device, threads, new Int32Array(left), wakeFds);
+  lazy?.connect((queue) => shim.ubiblk_eventfd_signal(wakeFds[queue]));
+  for (const [queue, thread] of threads.entries()) {
+    const start = {
+      libraryFd: openLibrary(),
+      facts,
+      lazy: lazy?.start ?? null,
+      ioEngine,
+      device,
+      queue,
+      ...(cpus && { cpu: cpus[queue] }),
+      wakeFd: wakeFds[queue],
+      board: board.shared,
+      left,
+      log: log.settings,
+    } satisfies UblkQueueStart;
+    await thread.start(start).catch(async (error) => {
+      if (!device.recovered) await discard(control, device, threads.slice(0, queue));
+      throw error;
+    });
+  }
+  return server;
+}
+
+/** Deletes a device that was not shown, some of whose queues are served already. */
+async function discard(
+  control: UblkControlThread,
+  { info, charFd }: UblkDevice,
+  serving: readonly Thread[],
+): Promise<void> {
+  await control.call('stop', info.id);
+  await Promise.all(serving.map((thread) => thread.ended));
+  await control.call('release', charFd);
+  await control.call('delete', info.id, false);
+}
+
+const queueWorker = workerUrl('frontend/ublk/queue_worker.ts');
