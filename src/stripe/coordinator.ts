@@ -6,7 +6,7 @@
  * durable; its shared state changes; whoever asked is answered.
  */
 import { EIO } from '../../ffi/errno.ts';
-import { Fetcher, type FetchFailure, type FetchOptions } from './fetcher.ts';
+import { Fetcher, type FetchFailure, type FetchOptions, type SlowFetch } from './fetcher.ts';
 import type { Clock, MetadataStore, StripeBuffer, StripeSource, TargetDisk } from './interfaces.ts';
 import { type Change, Journal, type JournalOptions } from './journal.ts';
 import type { MetadataLayout } from './metadata_layout.ts';
@@ -78,6 +78,7 @@ export interface StripeStatus {
   source: number;
   fetched: number;
   failing: FetchFailure[];
+  slow: SlowFetch[];
   /** Stripes that wait for a fetch, and those under way. */
   queued: number;
   inFlight: number;
@@ -168,6 +169,7 @@ export class Coordinator {
       source: this.sourceStripes,
       fetched: this.fetchedStripes,
       failing: this.fetcher?.failing ?? [],
+      slow: this.fetcher?.slow ?? [],
       queued: this.fetcher?.queued ?? 0,
       inFlight: this.fetcher?.inFlight ?? 0,
       autofetch: this.fetcher?.autofetch ?? false,

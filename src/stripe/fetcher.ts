@@ -18,15 +18,27 @@ export interface FetchFailure {
   message: string;
 }
 
+/** A fetch that takes long. */
+export interface SlowFetch {
+  stripe: number;
+  /** For which it has been under way. */
+  seconds: number;
+}
+
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 30_000;
+/** What takes longer is shown. */
+const SLOW_MS = 5000;
+/** How long the end waits for what is under way. */
+const END_PATIENCE_MS = 3000;
 /** Buffers that stripes nobody waits for leave to those that somebody does. */
 const RESERVED = (buffers: number) => (buffers > 2 ? Math.ceil(buffers / 4) : buffers > 1 ? 1 : 0);
 
 export class Fetcher {
   /** Stripes that somebody waits for, in order. */
   private readonly demand = new Set<number>();
-  private readonly running = new Set<number>();
+  /** Since when, in the clock's milliseconds. */
+  private readonly running = new Map<number, number>();
   /** Those of them that count as failed whatever becomes of them. */
   private readonly doubtful = new Set<number>();
   private readonly failures = new Map<number, { attempts: number; message: string }>();
@@ -80,6 +92,14 @@ export class Fetcher {
     return [...this.failures].map(([stripe, failure]) => ({ stripe, ...failure }));
   }
 
+  /** What takes long, be it that the source hangs. */
+  get slow(): SlowFetch[] {
+    const now = this.clock.now();
+    return [...this.running]
+      .filter(([, since]) => now - since >= SLOW_MS)
+      .map(([stripe, since]) => ({ stripe, seconds: Math.floor((now - since) / 1000) }));
+  }
+
   isRunning(stripe: number): boolean {
     return this.running.has(stripe);
   }
@@ -107,7 +127,7 @@ export class Fetcher {
 
   /** What is being written may be lost without anybody being told: it is fetched once more. */
   doubtRunning(): void {
-    for (const stripe of this.running) this.doubtful.add(stripe);
+    for (const stripe of this.running.keys()) this.doubtful.add(stripe);
   }
 
   set autofetch(on: boolean) {
@@ -127,11 +147,15 @@ export class Fetcher {
     this.pump();
   }
 
-  /** Begins nothing more; resolves when nothing is under way. */
+  /**
+   * Begins nothing more; resolves when nothing is under way, or only what may hang for ever: it is not
+   * told of, and will be fetched again.
+   */
   async end(): Promise<void> {
     this.stop.abort();
     this.settled = Promise.withResolvers();
-    if (this.running.size > 0) await this.settled.promise;
+    if (this.running.size === 0) return;
+    await Promise.race([this.settled.promise, this.clock.sleep(END_PATIENCE_MS)]);
   }
 
   /** Begins what can be begun. */
@@ -140,7 +164,7 @@ export class Fetcher {
       const stripe = this.next();
       if (stripe < 0) return;
       this.demand.delete(stripe);
-      this.running.add(stripe);
+      this.running.set(stripe, this.clock.now());
       this.fetch(stripe, this.free.pop() as StripeBuffer);
     }
   }
@@ -178,14 +202,8 @@ export class Fetcher {
     const part = { address: buffer.address, bytes: buffer.bytes.subarray(0, length) };
     let failure: Error | null = null;
     try {
-      if (this.source.copy?.(stripe, offset, length)) {
-        // Nothing had to be carried, but it took the main thread's time: others get their turn first.
-        await this.clock.sleep(0);
-      } else if (await this.source.read(stripe, part, this.stop.signal)) {
-        await this.target.write(offset, part);
-      } else {
-        await this.target.zero(offset, length);
-      }
+      if (!(await this.source.copy?.(stripe, offset, length)))
+        await this.carry(stripe, offset, part);
     } catch (error) {
       failure = error as Error;
     }
@@ -203,6 +221,15 @@ export class Fetcher {
       this.fetched(stripe);
     }
     this.pump();
+  }
+
+  private async carry(stripe: number, offset: number, part: StripeBuffer): Promise<void> {
+    const { signal } = this.stop;
+    const hasData = await this.source.read(stripe, part, signal);
+    // Nobody may be there any more who waits for a write.
+    if (signal.aborted) return;
+    if (hasData) await this.target.write(offset, part);
+    else await this.target.zero(offset, part.bytes.length);
   }
 
   private rest(stripe: number, error: Error): void {

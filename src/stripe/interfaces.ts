@@ -23,7 +23,7 @@ export interface StripeSource {
    * @param length of its part on the disk, at `offset`
    * @returns false where it can't, and then nothing has been done
    */
-  copy?(stripe: number, offset: number, length: number): boolean;
+  copy?(stripe: number, offset: number, length: number): Promise<boolean>;
   /** Gives up connections and files; nothing is asked for afterwards. */
   close(): Promise<void>;
 }

@@ -46,23 +46,33 @@ let away: boolean;
 /** The stripes that the source was asked for, and those that were fetched. */
 let asked: number[];
 let fetched: number[];
+/** Where the disk was written to. */
+let written: number[];
+/** What the source does instead. */
+let read: ((stripe: number) => Promise<boolean>) | null;
 
 beforeEach(() => {
   clock = new FakeClock();
   away = false;
   asked = [];
   fetched = [];
+  written = [];
+  read = null;
 });
 
 function fetcher(buffers: number, bytesPerSecond = 0): Fetcher {
   const source = {
     read: async (stripe: number) => {
       asked.push(stripe);
+      if (read) return await read(stripe);
       if (away) throw new Error('the source is away');
       return true;
     },
   } as unknown as StripeSource;
-  const target = { write: async () => {}, zero: async () => {} } as unknown as TargetDisk;
+  const write = async (offset: number) => {
+    written.push(offset);
+  };
+  const target = { write, zero: write } as unknown as TargetDisk;
   let idle = 0;
   return new Fetcher(
     { stripeBytes: STRIPE, diskBytes: STRIPES * STRIPE, autofetchBytesPerSecond: bytesPerSecond },
@@ -162,4 +172,44 @@ test('what is waited for comes first, also before what autofetch may begin', asy
   stripes.request(42);
   await clock.pass(1);
   expect(fetched.slice(-3)).toEqual([40, 41, 42]);
+});
+
+test('a fetch that hangs is shown, and the end waits for it only so long', async () => {
+  const hanging = Promise.withResolvers<boolean>();
+  read = () => hanging.promise;
+  const stripes = fetcher(2);
+  stripes.request(3);
+  await clock.pass(4999);
+  expect(stripes.slow).toEqual([]);
+  await clock.pass(2500);
+  expect(stripes.slow).toEqual([{ stripe: 3, seconds: 7 }]);
+  let ended = false;
+  stripes.end().then(() => {
+    ended = true;
+  });
+  await clock.pass(2000);
+  expect(ended).toBe(false);
+  await clock.pass(2000);
+  expect(ended).toBe(true);
+  // Whoever has the disk now must not find it changed.
+  hanging.resolve(true);
+  await clock.pass(1);
+  expect([written, fetched]).toEqual([[], []]);
+});
+
+test('the end waits for what is under way, and no longer', async () => {
+  const slow = Promise.withResolvers<boolean>();
+  read = () => slow.promise;
+  const stripes = fetcher(2);
+  stripes.request(3);
+  await clock.pass(1);
+  let ended = false;
+  stripes.end().then(() => {
+    ended = true;
+  });
+  await clock.pass(1);
+  expect(ended).toBe(false);
+  slow.resolve(true);
+  await clock.pass(0);
+  expect(ended).toBe(true);
 });

@@ -62,10 +62,12 @@ export class RawSource implements StripeSource {
     if (!this.disk.facts.isBlockDevice) this.sharing = fd;
   }
 
-  copy(stripe: number, offset: number, length: number): boolean {
+  async copy(stripe: number, offset: number, length: number): Promise<boolean> {
     if (this.sharing < 0 || offset + length > this.sizeBytes) return false;
     const from = stripe * this.stripeBytes;
     const result = shim.ubiblk_file_clone(this.sharing, offset, this.disk.facts.fd, from, length);
+    // It took the main thread's time: others get their turn first.
+    await new Promise(setImmediate);
     if (result === 0) return true;
     // A range that isn't whole blocks is carried; where nothing can be shared, nothing is asked again.
     if (result !== -EINVAL) this.sharing = -1;

@@ -55,6 +55,8 @@ export interface Scenario {
   weights: number[];
   thinkMs: number;
   sourceMs: number;
+  /** The source goes on with what it does when it is told to stop. */
+  deaf: boolean;
   diskMs: number;
   messageMs: number;
   /** Queues are made to give up what waits, once in so many requests, and begin it again; 0: never. */
@@ -126,6 +128,7 @@ export function makeScenario(dice: Dice): Scenario {
     weights: [6, 8, dice.pick([0, 1, 4]), dice.pick([0, 2]), dice.pick([0, 2])],
     thinkMs: dice.pick([0.05, 1, 1, 10, 200]),
     sourceMs: dice.pick([0.1, 2, 20, 200]),
+    deaf: dice.chance(2),
     diskMs: dice.pick([0.05, 1, 1, 10]),
     messageMs: dice.pick([0.01, 0.1, 1, 10]),
     pauses: dice.pick([0, 0, 5, 20]),

@@ -13,6 +13,8 @@ const GONE_MS = 1_000_000;
 export interface FetchWatch {
   begun(stripe: number): void;
   ended(stripe: number): void;
+  /** Something of it is about to be put onto the disk. */
+  checkFetch(stripe: number): void;
 }
 
 export class SimSource implements StripeSource {
@@ -21,9 +23,7 @@ export class SimSource implements StripeSource {
   /** It is told to close, and it has. */
   closing = false;
   closed = false;
-  readonly copy?: (stripe: number, offset: number, length: number) => boolean;
-  private copiedAt = -1;
-  private copied = 0;
+  readonly copy?: StripeSource['copy'];
 
   /**
    * @param put has the disk hold something at once
@@ -36,14 +36,14 @@ export class SimSource implements StripeSource {
     private readonly onClose: () => void,
   ) {
     this.sizeBytes = world.scenario.sourceBytes;
-    if (world.scenario.copies) this.copy = (...range) => this.copyNow(...range);
+    if (world.scenario.copies) this.copy = (...range) => this.copies(...range);
   }
 
   has(stripe: number): boolean {
     return this.world.scenario.hasSource[stripe] ?? false;
   }
 
-  async read(stripe: number, buffer: StripeBuffer, signal: AbortSignal): Promise<boolean> {
+  async read(stripe: number, buffer: StripeBuffer, stop: AbortSignal): Promise<boolean> {
     const { world } = this;
     const { scenario, timeline, dice } = world;
     const first = stripe << scenario.shift;
@@ -53,6 +53,7 @@ export class SimSource implements StripeSource {
     if (buffer.bytes.length !== count * SECTOR) world.fail(`wrong length for stripe ${stripe}`);
     this.watch.begun(stripe);
     world.note(() => `source: read stripe ${stripe}`);
+    const signal = scenario.deaf ? new AbortController().signal : stop;
     await timeline.sleep(dice.delayMs(scenario.sourceMs), signal);
     const error = await this.trouble(signal);
     const words = wordsOf(buffer.bytes);
@@ -76,25 +77,23 @@ export class SimSource implements StripeSource {
     this.world.note(() => 'source: closed');
   }
 
-  private copyNow(stripe: number, offset: number, length: number): boolean {
+  private async copies(stripe: number, offset: number, length: number): Promise<boolean> {
     const { world, watch } = this;
     const { timeline, dice, scenario } = world;
     if (this.closing) world.fail(`stripe ${stripe} was asked of a source that is closed`);
     watch.begun(stripe);
+    await timeline.sleep(dice.delayMs(scenario.sourceMs));
     watch.ended(stripe);
     const gone = world.sourceGone || offset + length > this.sizeBytes;
     if (gone || scenario.zeroStripes[stripe] || dice.chance(4)) return false;
     world.note(() => `source: copies stripe ${stripe}`);
     const first = offset / SECTOR;
     const values = Array.from({ length: length / SECTOR }, (_, i) => first + i);
+    watch.checkFetch(stripe);
     this.put(
       first,
       values.map((sector) => sourceSector(scenario, sector)),
     );
-    // It takes the main thread's time.
-    this.copied = this.copiedAt === timeline.steps ? this.copied + 1 : 1;
-    this.copiedAt = timeline.steps;
-    if (this.copied > scenario.buffers) world.fail('main copies stripe after stripe at once');
     return true;
   }
 

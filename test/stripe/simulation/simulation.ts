@@ -316,7 +316,13 @@ class Simulation {
     const status = coordinator.status;
     const fetched = shared.states.filter((state) => (state & FETCHED) !== 0).length;
     const sources = hasSource.filter((has) => has).length;
-    const rest = [status.queued, status.inFlight, status.failing.length, status.metadataFailing];
+    const rest = [
+      status.queued,
+      status.inFlight,
+      status.failing.length,
+      status.slow.length,
+      status.metadataFailing,
+    ];
     const wrong =
       status.total !== hasSource.length ||
       status.source !== sources ||

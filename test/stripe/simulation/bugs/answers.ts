@@ -90,4 +90,11 @@ export const answerBugs: Bug[] = [
       insideCoordinator(coordinator).journal.end = async () => {};
     },
   },
+  {
+    name: 'fetches go on when main has stopped',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.end = async () => {};
+    },
+  },
 ];

@@ -40,6 +40,7 @@ export interface CoordinatorInside {
     rest(stripe: number, error: Error): void;
     doubtRunning(): void;
     pump(): void;
+    end(): Promise<void>;
   } | null;
   join(stripe: number, work: Work, asker: Asker): void;
   claim(stripe: number, work: Work, holder: Asker): void;
