@@ -11,7 +11,7 @@ const mebibyte = 1 << 20;
 /** Seconds until an image must be copied. */
 const DEADLINE_S = 300;
 
-export interface LazyFigure {
+export interface Figure {
   name: string;
   value: number;
   unit: string;
@@ -110,8 +110,8 @@ export async function autofetchFigures(
   image: string,
   sizeBytes: number,
   runs: number,
-): Promise<LazyFigure[]> {
-  const figures: LazyFigure[] = [];
+): Promise<Figure[]> {
+  const figures: Figure[] = [];
   for (const direct of [false, true]) {
     const ours: number[] = [];
     const copies: number[] = [];
@@ -135,7 +135,7 @@ export async function autofetchFigures(
 }
 
 /** Start-up and memory of a disk of millions of stripes. */
-export async function hugeFigures(folder: string, runs: number): Promise<LazyFigure[]> {
+export async function hugeFigures(folder: string, runs: number): Promise<Figure[]> {
   // The largest that ext4 has is a little less than 16 TiB.
   const disk = empty(join(folder, 'huge.raw'), 15 * 2 ** 40);
   const metadata = join(folder, 'huge.meta');

@@ -19,7 +19,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { binary, client, folders, root } from '../test/e2e/processes.ts';
 import { cipherRates, usesIsal } from './cipher.ts';
-import { autofetchFigures, hugeFigures, init } from './lazy.ts';
+import { autofetchFigures, type Figure, hugeFigures, init } from './lazy.ts';
 import {
   ClientFailure,
   measure,
@@ -38,6 +38,7 @@ import {
   startPeer,
   stop,
 } from './servers.ts';
+import { ublkFigures } from './ublk.ts';
 
 const help = `npm run bench -- [OPTION...]
 
@@ -275,7 +276,7 @@ function printResult(result: Result): void {
 
 function printSingle(single: Single): void {
   console.log(
-    `${single.name.padEnd(widths[0])} ${`${single.value.toFixed(1)} ${single.unit}`.padEnd(20)} ${single.verdict?.text ?? single.text}`,
+    `${single.name.padEnd(widths[0])} ${`${single.value.toFixed(single.value < 1 ? 3 : 1)} ${single.unit}`.padEnd(20)} ${single.verdict?.text ?? single.text}`,
   );
 }
 
@@ -360,15 +361,25 @@ async function lazyFigures(folder: string): Promise<Single[]> {
     ...(await autofetchFigures(folder, image, bytes, Math.min(runs, 3))),
     ...(await hugeFigures(folder, runs)),
   ];
-  return figures.map(({ name, value, unit, against, ratio, atLeast, atMost }) => {
-    const what = against
-      ? `${ratio?.toFixed(2)} of ${against}, >= ${atLeast}`
-      : `<= ${atMost} ${unit}`;
-    const passed = atLeast === undefined ? value <= Number(atMost) : Number(ratio) >= atLeast;
-    const single = { name, value, unit, verdict: verdict(what, passed) };
-    printSingle(single);
-    return single;
-  });
+  return figures.map(judgeFigure);
+}
+
+/** Prints a figure, and whether it is what is demanded. */
+function judgeFigure(figure: Figure): Single {
+  const { name, value, unit, against, ratio, atLeast, atMost } = figure;
+  const what = against
+    ? `${ratio?.toFixed(2)} of ${against}, >= ${atLeast}`
+    : `<= ${atMost} ${unit}`;
+  const passed = atLeast === undefined ? value <= Number(atMost) : Number(ratio) >= atLeast;
+  const single = { name, value, unit, verdict: verdict(what, passed) };
+  printSingle(single);
+  return single;
+}
+
+/** A ublk server of ours in a virtual machine. */
+function ublkRows(folder: string): Single[] {
+  if (!wanted('ublk')) return [];
+  return [...ublkFigures(folder, runs, seconds)].map(judgeFigure);
 }
 
 function commit(): string {
@@ -412,7 +423,7 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    for (const more of ['cipher', 'lazy figures']) console.log(more);
+    for (const more of ['cipher', 'lazy figures', 'ublk']) console.log(more);
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
@@ -453,6 +464,7 @@ async function main(): Promise<boolean> {
     ...(await processRows(folder, file)),
     ...cipherRows(folder, file),
     ...(await lazyFigures(folder)),
+    ...ublkRows(folder),
   ];
 
   const verdicts = [

@@ -12,7 +12,7 @@ import { identityOf } from '../frontend/ublk/identity.ts';
 import { bestMode, modeOf, recoveryOf, refuseImpossibleMode } from '../frontend/ublk/modes.ts';
 import type { UblkDevice, UblkOptions } from '../frontend/ublk/options.ts';
 import { deviceParams, refuseOtherDisk } from '../frontend/ublk/params.ts';
-import { blockPath, MAX_QUEUE_DEPTH } from '../frontend/ublk/protocol.ts';
+import { blockPath, type DeviceParams, MAX_QUEUE_DEPTH } from '../frontend/ublk/protocol.ts';
 import { startUblkQueues, type UblkServer } from '../frontend/ublk/server.ts';
 import { noteFolder, removeNote, writeNote } from '../frontend/ublk/state_file.ts';
 import { checkLinkPlace, makeLink, removeLink } from '../frontend/ublk/symlink.ts';
@@ -29,6 +29,7 @@ import {
   openLazy,
   openServedDisk,
   readSettings,
+  STOP_PATIENCE_MS,
   startRpc,
   unlinkKek,
 } from './served_disk.ts';
@@ -251,9 +252,7 @@ class ServeUblk {
     const { signals, lazy, log, disk } = this;
     const { id } = device.info;
     const params = deviceParams(disk.facts, options, options.maxIoBytes);
-    // A start reads the partition table, and a stripe of it may not come: a stop must not wait for it.
-    signals.stop.then(() => lazy && !this.keep && setTimeout(() => lazy.giveUp(), 3000));
-    let failure = await Promise.race([control.call('start', device, params), server.failed]);
+    let failure = await Promise.race([this.start(control, server, device, params), server.failed]);
     if (failure) return failure;
     this.show(device);
     const end = await Promise.race([
@@ -275,6 +274,28 @@ class ServeUblk {
     }
     if (!this.keep) this.hide(id);
     return failure ?? undefined;
+  }
+
+  /** Shows the block device; one that the kernel refuses is not left behind. */
+  private async start(
+    control: UblkControlThread,
+    server: UblkServer,
+    device: UblkDevice,
+    params: DeviceParams,
+  ): Promise<undefined> {
+    let starting = true;
+    // A partition table is looked for, and its stripe may not come: a stop must not wait for it.
+    this.signals.stop.then(() =>
+      setTimeout(() => starting && this.lazy?.giveUp(), STOP_PATIENCE_MS),
+    );
+    try {
+      await control.call('start', device, params);
+    } catch (error) {
+      if (!device.recovered) await server.stop(false);
+      throw error;
+    } finally {
+      starting = false;
+    }
   }
 
   /** Says where the device is, once it can be used. */

@@ -20,7 +20,7 @@ export interface Settings {
 }
 
 /** How long requests may wait for stripes after the signal to stop. */
-const STOP_PATIENCE_MS = 3000;
+export const STOP_PATIENCE_MS = 3000;
 
 /**
  * Reads the configuration that `--config` and `--kek` name, or what `--null` stands for.

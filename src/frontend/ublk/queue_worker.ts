@@ -71,9 +71,8 @@ function build(start: UblkQueueStart): { ring: Ring; queue: UblkQueue } {
   new RingWaiter(ring, start.wakeFd);
   log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
   const requests = new RequestTable();
-  const registrar = facts.direct && mode !== 'zero_copy' ? ring : null;
   const engine = engineFor(start, ring, fds);
-  let stack = queueStack(disk, engine, ring, requests, registrar, answer, log);
+  let stack = queueStack(disk, engine, ring, requests, null, answer, log);
   if (mode === 'user_copy') {
     stack = new UserCopyLayer(stack, requests, charFd, queue, depth, maxIoBytes);
   }
