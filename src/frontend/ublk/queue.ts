@@ -126,7 +126,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
 
   /**
    * Serves until the device ends, or until it is to be left and nothing is in work any more.
-   * @throws Error where the kernel refuses a queue's commands
+   * @throws Error where the kernel refuses a command: its request could not be answered any more
    */
   run(): QueueEnd {
     const { ring, device } = this;
@@ -135,19 +135,15 @@ export class UblkQueue implements RequestOwner, RingHandler {
       if (!this.leaving && this.mustLeave()) this.leaving = true;
       // What waits for stripes is left, too: the kernel gives it to the successor.
       if (this.leaving) device.abandon?.();
-      if (this.open === 0) {
-        if (this.held === 0) break;
-        if (this.leaving) {
-          // Results are handed over; what comes instead is left.
-          ring.enter(0, 0);
-          return 'left';
-        }
-      }
+      if (this.open === 0 && (this.leaving || this.held === 0)) break;
       ring.enter(1, -1);
       ring.reap();
     }
+    const end = this.held === 0 ? 'device ended' : 'left';
+    // Results are handed over; what comes instead is left.
+    if (end === 'left') ring.enter(0, 0);
     if (this.error) throw this.error;
-    return 'device ended';
+    return end;
   }
 
   /** Lets go of everything; the ring is to be closed, too, before the device can be deleted. */
@@ -164,6 +160,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
       this.command(this.shape.ops.getData, tag, 0);
     } else if (result !== -ENODEV) {
       this.error ??= failed(`a ublk command of queue ${this.shape.queue}`, result);
+      this.leaving = true;
     }
   }
 
