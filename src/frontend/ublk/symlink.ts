@@ -1,5 +1,5 @@
 /** The link that gives a device a name of the user's choice (`--device-symlink`). */
-import { lstatSync, mkdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
+import { lstatSync, mkdirSync, readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { errorName, UserError } from '../../errors.ts';
 
@@ -22,12 +22,12 @@ export function makeLink(path: string, target: string): void {
   const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
   try {
     mkdirSync(dirname(path), { recursive: true });
-    rmSync(temporary, { force: true });
+    unlinkIfThere(temporary);
     symlinkSync(target, temporary);
     checkLinkPlace(path);
     renameSync(temporary, path);
   } catch (error) {
-    rmSync(temporary, { force: true });
+    unlinkIfThere(temporary);
     if (error instanceof UserError) throw error;
     throw new UserError(`the link '${path}' can't be made: ${errorName(error)}`);
   }
@@ -36,8 +36,16 @@ export function makeLink(path: string, target: string): void {
 /** Removes the link where it still leads to the device. */
 export function removeLink(path: string, target: string): void {
   try {
-    if (readlinkSync(path) === target) rmSync(path);
+    if (readlinkSync(path) === target) unlinkSync(path);
   } catch {
     // It is gone, or something else has taken its place.
+  }
+}
+
+function unlinkIfThere(path: string): void {
+  try {
+    unlinkSync(path);
+  } catch {
+    // What keeps the link from being made is told by the step that makes it.
   }
 }
