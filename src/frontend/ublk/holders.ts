@@ -49,6 +49,7 @@ function processesWith(paths: ReadonlySet<string>, root: string): string[] {
   const proc = join(root, 'proc');
   return namesIn(proc)
     .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+    .sort((a, b) => Number(a) - Number(b))
     .filter((pid) => namesIn(join(proc, pid, 'fd')).some((fd) => paths.has(link(proc, pid, fd))))
     .map((pid) => `process ${pid} (${read(join(proc, pid, 'comm'))})`);
 }
