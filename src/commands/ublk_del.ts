@@ -17,11 +17,12 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   if (args.has('all') !== (operand === undefined)) {
     throw new UsageError("either a device or '--all' is needed");
   }
+  const id = operand === undefined ? null : deviceNumber(operand);
   return await withControl(log, (control) => {
     const devices =
-      operand === undefined
+      id === null
         ? listDevices(control).filter(({ userFlags }) => isOurs(userFlags))
-        : [knownDevice(control, deviceNumber(operand))];
+        : [knownDevice(control, id)];
     if (!args.has('force')) refuseUsed(devices);
     for (const device of devices) {
       remove(control, device, args.has('force'));
