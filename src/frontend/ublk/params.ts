@@ -2,6 +2,7 @@
 import type { DiskFacts } from '../../device/disk.ts';
 import { UserError } from '../../errors.ts';
 import { MAX_RANGE_SECTORS, maxZeroSectors } from '../limits.ts';
+import { modeOf } from './modes.ts';
 import type { UblkOptions } from './options.ts';
 import { blockPath, type DeviceInfo, type DeviceParams } from './protocol.ts';
 
@@ -61,5 +62,9 @@ export function refuseOtherDisk(info: DeviceInfo, there: DeviceParams, now: Devi
   }
   if (there.volatileCache && !now.volatileCache) {
     differs('a cache', 'that is flushed', 'write_through');
+  }
+  // Their memory is what the disk is read and written from.
+  if (modeOf(info.flags) === 'zero_copy' && there.dmaAlignment < now.dmaAlignment) {
+    differs('memory aligned to', `${there.dmaAlignment} bytes`, `${now.dmaAlignment}`);
   }
 }
