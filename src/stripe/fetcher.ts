@@ -225,8 +225,9 @@ export class Fetcher {
 
   private async carry(stripe: number, offset: number, part: StripeBuffer): Promise<void> {
     const { signal } = this.stop;
+    // After the end, nobody may be there any more who waits for it.
+    if (signal.aborted) return;
     const hasData = await this.source.read(stripe, part, signal);
-    // Nobody may be there any more who waits for a write.
     if (signal.aborted) return;
     if (hasData) await this.target.write(offset, part);
     else await this.target.zero(offset, part.bytes.length);
