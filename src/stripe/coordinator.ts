@@ -12,6 +12,7 @@ import { type Change, Journal, type JournalOptions } from './journal.ts';
 import type { MetadataLayout } from './metadata_layout.ts';
 import {
   CLAIMED,
+  eachStripe,
   FETCHED,
   GRANTED,
   HAS_SOURCE,
@@ -101,6 +102,8 @@ export class Coordinator {
   private readonly states: Uint8Array;
   /** Answers that a queue's ring had no room for. */
   private readonly backlogs = new Map<number, { stripe: number; want: Want; result: number }[]>();
+  /** Queues that have answers since they were woken. */
+  private readonly toWake = new Set<number>();
   private readonly total: number;
   private sourceStripes = 0;
   private fetchedStripes = 0;
@@ -157,9 +160,13 @@ export class Coordinator {
     const { queue } = message;
     this.flushBacklog(queue);
     if (message.kind === 'ask') {
-      for (const { stripe, want } of message.asks) this.ask(stripe, { queue, want });
+      for (const { want, ...run } of message.asks) {
+        eachStripe(run, (stripe) => this.ask(stripe, { queue, want }));
+      }
     } else if (message.kind === 'claimDone') {
-      for (const stripe of message.stripes) this.claimDone(stripe, message.ok);
+      for (const run of message.stripes) {
+        eachStripe(run, (stripe) => this.claimDone(stripe, message.ok));
+      }
     }
   }
 
@@ -361,7 +368,18 @@ export class Coordinator {
     const backlog = this.backlogs.get(queue);
     if (backlog) backlog.push(answer);
     else if (!this.parts.shared.put(queue, answer)) this.delay(queue, answer);
-    this.parts.wake(queue);
+    this.wakeSoon(queue);
+  }
+
+  /** Once, however many answers a queue gets in one go: each time is a system call. */
+  private wakeSoon(queue: number): void {
+    if (this.toWake.size === 0) queueMicrotask(() => this.wakeAll());
+    this.toWake.add(queue);
+  }
+
+  private wakeAll(): void {
+    for (const queue of this.toWake) this.parts.wake(queue);
+    this.toWake.clear();
   }
 
   private delay(queue: number, answer: { stripe: number; want: Want; result: number }): void {

@@ -47,6 +47,8 @@ const FIRST_DELAY_MS = 50;
 const LAST_DELAY_MS = 5000;
 /** Parts of the file that are next to each other are written together up to this size. */
 const MAX_WRITE_BYTES = 1 << 20;
+/** A fraction of a millisecond of the main thread. */
+const PUBLISHED_AT_ONCE = 256;
 
 export class Journal {
   private pending: Change[] = [];
@@ -123,6 +125,8 @@ export class Journal {
   private async run(): Promise<void> {
     this.running = true;
     this.timer = null;
+    // What else comes in this turn goes along.
+    await null;
     while (!this.over && (this.urgent || this.written.length > 0)) {
       this.urgent = false;
       const group = this.pending;
@@ -156,7 +160,7 @@ export class Journal {
       this.headers[stripe] |= bits;
       this.dirty.add(Math.floor(this.layout.sectorOffset(stripe) / unitBytes));
     }
-    this.written.push(...group);
+    this.written = this.written.concat(group);
     if (this.written.length === 0) return;
     try {
       // After a failed sync nobody knows what of the last writes is durable: `dirty` has them still.
@@ -170,7 +174,11 @@ export class Journal {
     this.dirty.clear();
     const published = this.written;
     this.written = [];
-    for (const change of published) this.listener.published(change);
+    for (const [i, change] of published.entries()) {
+      // Others get their turn between so many.
+      if (i > 0 && i % PUBLISHED_AT_ONCE === 0) await this.clock.sleep(0);
+      this.listener.published(change);
+    }
   }
 
   private async failed(error: Error): Promise<void> {

@@ -55,6 +55,8 @@ const systemClock: Clock = {
   sleep: (ms, signal) =>
     new Promise((resolve) => {
       if (signal?.aborted) return resolve();
+      // Only for others to get their turn, which a timer would make a millisecond of.
+      if (ms <= 0) return void setImmediate(resolve);
       const timer = setTimeout(end, ms);
       function end() {
         clearTimeout(timer);

@@ -17,12 +17,15 @@ import {
   type RequestTable,
   WRITE_ZEROES,
 } from '../device/request.ts';
+import { LargeZeroes } from './large_zeroes.ts';
 import {
   type Answer,
+  type Ask,
   CLAIMED,
   FETCHED,
   HAS_SOURCE,
   type QueueMessage,
+  runsOf,
   type SharedStripes,
   Want,
   WRITTEN,
@@ -37,6 +40,8 @@ export interface LazyOptions {
   imageBytes: number;
   /** What is read from the image is to become local. */
   copyOnRead?: boolean;
+  /** So many stripes at a time are asked for to be zeroed, for so many requests. */
+  zeroing?: { stripes: number; requests: number };
 }
 
 /** A request that waits for main. */
@@ -89,6 +94,7 @@ class ImageRead extends BlockRequest {
 
 /** So many stripes are asked for also while the image is being read. */
 const MOST_LATER = 16;
+const ZEROING = { stripes: 256, requests: 16 };
 
 export class LazyLayer implements BlockDevice, RequestOwner {
   /** Who waits for a stripe to be local, and for its write to be recorded. */
@@ -104,7 +110,10 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   private readonly states: Uint8Array;
   private readonly parked = new Set<Parked>();
   /** Stripes that were read from the image and are to be asked for. */
-  private readonly later: { stripe: number; want: Want }[] = [];
+  private readonly later: Ask[] = [];
+  private readonly large: LargeZeroes;
+  /** Of a request that zeroes. */
+  private readonly mostStripes: number;
 
   /**
    * @param base the disk's own data
@@ -122,17 +131,30 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     private readonly releaseImage: () => void = () => {},
   ) {
     this.states = shared.states;
+    const { stripes, requests: most } = options.zeroing ?? ZEROING;
+    this.mostStripes = stripes;
+    this.large = new LargeZeroes(
+      requests,
+      most,
+      (offset, end) => this.endOfPart(offset, end),
+      (part) => this.submitPart(part),
+    );
   }
 
   get inFlight(): number {
-    return this.base.inFlight + (this.image?.inFlight ?? 0) + this.parked.size;
+    const reading = this.image?.inFlight ?? 0;
+    return this.base.inFlight + reading + this.parked.size + this.large.inFlight;
   }
 
   submit(request: BlockRequest): void {
-    if (request.op === FLUSH || this.shared.quiet) {
-      this.base.submit(request);
-      return;
-    }
+    const { op } = request;
+    if (op === FLUSH || this.shared.quiet) this.base.submit(request);
+    else if ((op === DISCARD || op === WRITE_ZEROES) && this.isLarge(request))
+      this.large.submit(request);
+    else this.submitPart(request);
+  }
+
+  private submitPart(request: BlockRequest): void {
     const { stripeBytes, imageBytes } = this.options;
     const first = Math.floor(request.offset / stripeBytes);
     const end = request.offset + request.length;
@@ -147,6 +169,21 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     } else {
       this.park(request, first, last);
     }
+  }
+
+  private isLarge({ offset, length }: BlockRequest): boolean {
+    return this.endOfPart(offset, offset + length) < offset + length;
+  }
+
+  /** Before the stripe that would be one too many to ask for. */
+  private endOfPart(offset: number, end: number): number {
+    const { stripeBytes } = this.options;
+    let missing = 0;
+    for (let stripe = Math.floor(offset / stripeBytes); stripe * stripeBytes < end; stripe++) {
+      if (this.isReady(stripe, false)) continue;
+      if (missing++ === this.mostStripes) return stripe * stripeBytes;
+    }
+    return end;
   }
 
   /** Takes main's answers; to be called whenever the queue is awake. */
@@ -177,12 +214,13 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     }
     parked.filled = true;
     parked.missing = parked.claims.length;
-    const stripes = parked.claims.slice();
+    const stripes = runsOf(parked.claims);
     this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: true });
   }
 
   /** Requests that wait for main are given up; those that are being carried out end as they do. */
   abandon(): void {
+    for (const request of this.large.unbegun()) request.owner.abandoned?.(request);
     for (const parked of this.parked) {
       if (parked.filling) continue;
       parked.abandoned = true;
@@ -202,7 +240,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     const list = this.waiting[Want.LOCAL];
     if (list.has(stripe)) return;
     list.set(stripe, []);
-    this.later.push({ stripe, want: Want.LOCAL });
+    this.later.push({ first: stripe, count: 1, want: Want.LOCAL });
   }
 
   private askForLater(image: BlockDevice): void {
@@ -242,7 +280,8 @@ export class LazyLayer implements BlockDevice, RequestOwner {
 
   private park(request: BlockRequest, first: number, last: number): void {
     const parked = new Parked(request);
-    const asks: { stripe: number; want: Want }[] = [];
+    const asks: Ask[] = [];
+    let asked = 0;
     for (let stripe = first; stripe <= last; stripe++) {
       if (this.isReady(stripe, request.op === READ)) continue;
       parked.missing++;
@@ -252,11 +291,15 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       if (others) others.push(parked);
       else list.set(stripe, [parked]);
       // One question is enough for all that wait for the same.
-      if (!others || want === Want.CLAIM) asks.push({ stripe, want });
+      if (others && want !== Want.CLAIM) continue;
+      asked++;
+      const before = asks.at(-1);
+      if (before?.want === want && before.first + before.count === stripe) before.count++;
+      else asks.push({ first: stripe, count: 1, want });
     }
     this.parked.add(parked);
     // Among the questions of others may be some that are still to be asked.
-    if (asks.length < parked.missing) this.askNow();
+    if (asked < parked.missing) this.askNow();
     if (asks.length > 0) this.post({ kind: 'ask', queue: this.options.queue, asks });
   }
 
@@ -345,7 +388,8 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   }
 
   /** Tells main that claimed stripes are as they were. */
-  private giveBack(stripes: number[]): void {
+  private giveBack(claims: number[]): void {
+    const stripes = runsOf(claims);
     this.post({ kind: 'claimDone', queue: this.options.queue, stripes, ok: false });
   }
 }

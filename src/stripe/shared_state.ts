@@ -25,13 +25,43 @@ export const GRANTED = 0;
 /** The stripe is for this request alone to fill; `claimDone` must follow. */
 export const CLAIMED = 1;
 
+/** Stripes that follow each other: messages of thousands are small, and quick to send. */
+export interface StripeRun {
+  first: number;
+  count: number;
+}
+
+export interface Ask extends StripeRun {
+  want: Want;
+}
+
 /** What a queue tells main. */
 export type QueueMessage =
-  | { kind: 'ask'; queue: number; asks: { stripe: number; want: Want }[] }
+  | { kind: 'ask'; queue: number; asks: Ask[] }
   /** The request that held the claims has been carried out on the disk, or has failed. */
-  | { kind: 'claimDone'; queue: number; stripes: number[]; ok: boolean }
+  | { kind: 'claimDone'; queue: number; stripes: StripeRun[]; ok: boolean }
   /** The queue reads the image no more, and has let go of it. */
   | { kind: 'imageReleased'; queue: number };
+
+/** Calls for each stripe of a run, in order. */
+export function eachStripe({ first, count }: StripeRun, call: (stripe: number) => void): void {
+  for (let stripe = first; stripe < first + count; stripe++) call(stripe);
+}
+
+/** The runs that stripes make, in order. */
+export function runsOf(stripes: readonly number[]): StripeRun[] {
+  const runs: StripeRun[] = [];
+  let last: StripeRun | null = null;
+  for (const stripe of stripes) {
+    if (last && stripe === last.first + last.count) {
+      last.count++;
+    } else {
+      last = { first: stripe, count: 1 };
+      runs.push(last);
+    }
+  }
+  return runs;
+}
 
 export interface Answer {
   stripe: number;

@@ -1,4 +1,7 @@
-/** Who may overwrite a stripe while its source can't be read. The simulation has everything else. */
+/**
+ * Who may overwrite a stripe while its source can't be read, and what many stripes at once cost. The
+ * simulation has everything else.
+ */
 import { beforeEach, expect, test } from 'bun:test';
 import { Coordinator } from '../../src/stripe/coordinator.ts';
 import type { StripeBuffer } from '../../src/stripe/interfaces.ts';
@@ -13,17 +16,20 @@ import {
   Want,
 } from '../../src/stripe/shared_state.ts';
 
-const STRIPES = 4;
+const STRIPES = 1024;
 
 /** Reads of the source that are under way, by stripe; each ends when a test says so. */
 let reads: Map<number, PromiseWithResolvers<boolean>>;
 let shared: SharedStripes;
 let coordinator: Coordinator;
+/** Queues that were woken, each time. */
+let woken: number[];
 
 beforeEach(() => {
   const layout = new MetadataLayout(1, 6, STRIPES);
   shared = new SharedStripes(new SharedArrayBuffer(sharedStripeBytes(STRIPES, 1)), STRIPES, 1);
   reads = new Map();
+  woken = [];
   const options = {
     stripeBytes: layout.stripeBytes,
     diskBytes: STRIPES * layout.stripeBytes,
@@ -50,16 +56,20 @@ beforeEach(() => {
     target: { write: async () => {}, zero: async () => {}, sync: async () => {} },
     store: { unitBytes: 512, write: async () => {}, sync: async () => {} },
     // No time passes: nothing is tried again.
-    clock: { now: () => 0, sleep: () => new Promise(() => {}) },
+    clock: { now: () => 0, sleep: (ms) => new Promise((go) => ms === 0 && setImmediate(go)) },
     buffers,
-    wake: () => {},
+    wake: (queue) => woken.push(queue),
     report: () => {},
   });
   coordinator.start();
 });
 
-function ask(want: Want): void {
-  coordinator.receive({ kind: 'ask', queue: 0, asks: [{ stripe: 0, want }] });
+function ask(want: Want, first = 0, count = 1): void {
+  coordinator.receive({ kind: 'ask', queue: 0, asks: [{ first, count, want }] });
+}
+
+function claimDone(first: number, count: number): void {
+  coordinator.receive({ kind: 'claimDone', queue: 0, stripes: [{ first, count }], ok: true });
 }
 
 /** Whatever promises lead to has happened. @returns the answers since the last call */
@@ -80,7 +90,7 @@ test('who would overwrite a stripe waits for a fetch under way, and for no other
   reads.get(0)?.reject(away);
   expect(await answers()).toEqual([[Want.CLAIM, CLAIMED]]);
   expect(coordinator.status).toMatchObject({ failing: [], queued: 0, fetched: 0 });
-  coordinator.receive({ kind: 'claimDone', queue: 0, stripes: [0], ok: true });
+  claimDone(0, 1);
   expect(await answers()).toEqual([[Want.CLAIM, GRANTED]]);
   expect(coordinator.status.fetched).toBe(1);
 });
@@ -106,4 +116,22 @@ test('a stripe that was had meanwhile needs no claim', async () => {
   ask(Want.CLAIM);
   reads.get(0)?.resolve(true);
   expect(await answers()).toEqual([[Want.CLAIM, GRANTED]]);
+});
+
+test('a queue is woken once for all that it is told in one go', async () => {
+  ask(Want.CLAIM, 100, 200);
+  expect((await answers()).length).toBe(200);
+  expect(woken).toEqual([0]);
+  claimDone(100, 200);
+  expect((await answers()).length).toBe(200);
+  expect(woken).toEqual([0, 0]);
+});
+
+test('others get their turn while many stripes are published', async () => {
+  ask(Want.CLAIM, 1, 1000);
+  await answers();
+  claimDone(1, 1000);
+  const turns: number[] = [];
+  for (let all = 0; all < 1000; all += turns.at(-1) as number) turns.push((await answers()).length);
+  expect(Math.max(...turns)).toBeLessThanOrEqual(256);
 });

@@ -5,13 +5,18 @@ import { openLibrary } from '../../ffi/library.ts';
 import { IovecTable } from '../../ffi/ring.ts';
 import {
   type BlockDevice,
+  type BlockOp,
   BlockRequest,
+  DISCARD,
   READ,
   RequestTable,
   WRITE,
+  WRITE_ZEROES,
 } from '../../src/device/request.ts';
 import { LazyLayer } from '../../src/stripe/lazy_layer.ts';
 import {
+  CLAIMED,
+  eachStripe,
   FETCHED,
   GRANTED,
   HAS_SOURCE,
@@ -24,7 +29,7 @@ import {
 openLibrary();
 
 const STRIPE = 65536;
-const STRIPES = 8;
+const STRIPES = 40;
 const SECTOR = 512;
 
 /** Holds what it is given until a test ends it. */
@@ -65,8 +70,12 @@ beforeEach(() => {
   abandoned = [];
 });
 
+/** Of stripes and requests that are zeroed at a time. */
+const zeroing = { stripes: 8, requests: 2 };
+
 function layerWith(copyOnRead: boolean): LazyLayer {
   const options = {
+    zeroing,
     queue: 0,
     stripeBytes: STRIPE,
     diskBytes: STRIPES * STRIPE,
@@ -80,7 +89,7 @@ function layerWith(copyOnRead: boolean): LazyLayer {
 const iovecs = new IovecTable(8);
 
 /** A request in as many parts as there are addresses, one sector each. */
-function request(op: typeof READ | typeof WRITE, stripe: number, ...addresses: number[]) {
+function request(op: BlockOp, stripe: number, ...addresses: number[]) {
   const owner = {
     completed: ({ index, result }: BlockRequest) => answers.push([index, result]),
     abandoned: ({ index }: BlockRequest) => abandoned.push(index),
@@ -104,7 +113,7 @@ function fetched(layer: LazyLayer, stripe: number): void {
 
 function asked(): number[] {
   return posted.flatMap((message) =>
-    message.kind === 'ask' ? message.asks.map(({ stripe }) => stripe) : [],
+    message.kind === 'ask' ? message.asks.map(({ first }) => first) : [],
   );
 }
 
@@ -181,4 +190,121 @@ test('a write waits for its stripe, whatever the image has', () => {
   layer.submit(write);
   expect([image.inFlight, base.inFlight]).toEqual([0, 0]);
   expect(asked()).toEqual([5]);
+});
+
+function zeroes(op: typeof DISCARD | typeof WRITE_ZEROES, offset: number, length: number) {
+  return Object.assign(request(op, 0, 0), { offset, length });
+}
+
+/** Main answers what was asked since the last time. @returns what that was: first, count and want */
+function answerAll(layer: LazyLayer): [number, number, Want][] {
+  const asked: [number, number, Want][] = [];
+  for (const message of posted.splice(0)) {
+    if (message.kind === 'ask') {
+      for (const { want, ...run } of message.asks) {
+        asked.push([run.first, run.count, want]);
+        const result = want === Want.CLAIM ? CLAIMED : GRANTED;
+        eachStripe(run, (stripe) => {
+          if (want !== Want.CLAIM) shared.states[stripe] |= FETCHED;
+          shared.put(0, { stripe, want, result });
+        });
+      }
+    } else if (message.kind === 'claimDone') {
+      for (const run of message.stripes) {
+        eachStripe(run, (stripe) => {
+          shared.states[stripe] |= FETCHED;
+          shared.put(0, { stripe, want: Want.CLAIM, result: GRANTED });
+        });
+      }
+    }
+  }
+  layer.receive();
+  return asked;
+}
+
+for (const op of [DISCARD, WRITE_ZEROES] as const) {
+  test(`many stripes are zeroed some at a time, and are all recorded before that is told: ${op}`, () => {
+    const layer = layerWith(false);
+    // Two that are there already, and a part of one at either end.
+    shared.states[12] |= FETCHED;
+    shared.states[13] |= FETCHED;
+    const [offset, length] = [STRIPE / 2, 27 * STRIPE];
+    const large = zeroes(op, offset, length);
+    layer.submit(large);
+    const asked: [number, number, Want][][] = [];
+    const written: [number, number][] = [];
+    while (answers.length === 0) {
+      expect(layer.inFlight).toBe(1);
+      asked.push(answerAll(layer));
+      const [part] = base.requests;
+      expect(part.op === WRITE_ZEROES || op === DISCARD).toBe(true);
+      written.push([part.offset, part.length]);
+      base.end(0);
+      // Its record is waited for.
+      answerAll(layer);
+    }
+    expect(asked).toEqual([
+      [
+        [0, 1, Want.WRITTEN],
+        [1, 7, Want.CLAIM],
+      ],
+      [
+        [8, 4, Want.CLAIM],
+        [14, 4, Want.CLAIM],
+      ],
+      [[18, 8, Want.CLAIM]],
+      [
+        [26, 1, Want.CLAIM],
+        [27, 1, Want.WRITTEN],
+      ],
+    ]);
+    let at = offset;
+    for (const [from, bytes] of written) {
+      expect(from).toBe(at);
+      at += bytes;
+    }
+    expect(at).toBe(offset + length);
+    expect(answers).toEqual([[large.index, 0]]);
+    expect(layer.inFlight).toBe(0);
+  });
+}
+
+test('of many such requests some are begun, and each ends with its own result', () => {
+  const layer = layerWith(false);
+  const all = [0, 1, 2, 3].map((i) => zeroes(WRITE_ZEROES, i * 10 * STRIPE, 10 * STRIPE));
+  for (const each of all) layer.submit(each);
+  expect(layer.inFlight).toBe(4);
+  expect(answerAll(layer)).toEqual([
+    [0, 8, Want.CLAIM],
+    [10, 8, Want.CLAIM],
+  ]);
+  base.end(-EIO);
+  expect(answers).toEqual([[all[0].index, -EIO]]);
+  base.end(0);
+  // The third one has begun, and the second one has gone on when its first part was recorded.
+  expect(answerAll(layer)).toEqual([[20, 8, Want.CLAIM]]);
+  expect(answerAll(layer)).toEqual([[18, 2, Want.CLAIM]]);
+});
+
+test('requests that zero many stripes are given up, begun or not', () => {
+  const layer = layerWith(false);
+  const all = [0, 1, 2, 3].map((i) => zeroes(WRITE_ZEROES, i * 10 * STRIPE, 10 * STRIPE));
+  for (const each of all) layer.submit(each);
+  layer.abandon();
+  expect(abandoned.toSorted()).toEqual(all.map(({ index }) => index));
+  expect(layer.inFlight).toBe(0);
+  answerAll(layer);
+  answerAll(layer);
+  expect([answers, base.requests]).toEqual([[], []]);
+  const [again] = all;
+  layer.submit(again);
+  expect(layer.inFlight).toBe(1);
+});
+
+test('a request for stripes that are there is one request, however many they are', () => {
+  const layer = layerWith(false);
+  shared.states.fill(HAS_SOURCE | FETCHED);
+  const large = zeroes(WRITE_ZEROES, 0, STRIPES * STRIPE);
+  layer.submit(large);
+  expect(base.requests).toEqual([large]);
 });

@@ -5,6 +5,7 @@ import { parseMetadata } from '../../../src/stripe/metadata_layout.ts';
 import {
   type Answer,
   CLAIMED,
+  eachStripe,
   FETCHED,
   HAS_SOURCE,
   type QueueMessage,
@@ -169,6 +170,7 @@ export class Program {
       trackWritten: scenario.trackWritten,
       imageBytes: image ? scenario.sourceBytes : 0,
       copyOnRead: scenario.copyOnRead,
+      zeroing: scenario.zeroing,
     };
     const post = (message: QueueMessage) => this.post(message);
     const release = () => this.imageReleased(queue);
@@ -199,9 +201,10 @@ export class Program {
     this.arrivalsMs[queue] = atMs;
     timeline.after(atMs - timeline.now(), () => {
       world.note(() => `main: gets ${JSON.stringify(copy)}`);
-      if (copy.kind === 'ask') for (const { stripe } of copy.asks) this.watch.ask(stripe);
+      if (copy.kind === 'ask')
+        for (const run of copy.asks) eachStripe(run, (stripe) => this.watch.ask(stripe));
       if (copy.kind === 'claimDone')
-        for (const stripe of copy.stripes) this.watch.claimEnded(stripe);
+        for (const run of copy.stripes) eachStripe(run, (stripe) => this.watch.claimEnded(stripe));
       this.coordinator.receive(copy);
     });
   }

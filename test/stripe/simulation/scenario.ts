@@ -42,6 +42,8 @@ export interface Scenario {
   copyOnRead: boolean;
   /** The source may put stripes onto the disk by itself. */
   copies: boolean;
+  /** Stripes that queues ask for at a time to zero them, for so many requests. */
+  zeroing: { stripes: number; requests: number };
   trackWritten: boolean;
   autofetch: boolean;
   autofetchBytesPerSecond: number;
@@ -110,6 +112,7 @@ export function makeScenario(dice: Dice): Scenario {
     image: source && !sparse && dice.chance(3),
     copyOnRead: dice.chance(2),
     copies: dice.chance(4),
+    zeroing: { stripes: dice.pick([1, 2, 5, 256]), requests: dice.between(1, 3) },
     trackWritten,
     autofetch: source && dice.chance(2),
     autofetchBytesPerSecond: dice.chance(4) ? dice.pick([20_000, 1_000_000]) : 0,

@@ -66,13 +66,14 @@ export interface LayerInside {
   base: BlockDevice;
   image: BlockDevice | null;
   options: { imageBytes: number; stripeBytes: number };
+  large: { goOn(part: BlockRequest, whole: BlockRequest): void; release(part: BlockRequest): void };
   submit(request: BlockRequest): void;
   post(message: QueueMessage): void;
   isReady(stripe: number, read: boolean): boolean;
   park(request: BlockRequest, first: number, last: number): void;
   wantOf(request: BlockRequest, stripe: number): Want;
   waitAnswered(stripe: number, want: Want, result: number): void;
-  giveBack(stripes: number[]): void;
+  giveBack(claims: number[]): void;
   answered(parked: Parked, result: number): void;
 }
 

@@ -46,6 +46,21 @@ export const queueBugs: Bug[] = [
     },
   },
   {
+    name: 'a request for many stripes is done with the first of them',
+    layer(layer) {
+      const { large } = insideLayer(layer);
+      replace(large, 'goOn', (goOn) => (part, whole) => {
+        if (part.length === 0) {
+          goOn(part, whole);
+          return;
+        }
+        large.release(part);
+        whole.result = 0;
+        whole.owner.completed(whole);
+      });
+    },
+  },
+  {
     name: 'the image is let go of while it is read',
     devices({ image }) {
       if (image) Object.defineProperty(image, 'inFlight', { get: () => 0, set: () => {} });
