@@ -86,6 +86,26 @@ UBIBLK_API int ubiblk_memory_scatter(uint64_t iov, uint32_t count, uint64_t skip
                                      uint64_t length);
 UBIBLK_API int ubiblk_memory_fill(uint64_t to, int byte, uint64_t length);
 
+/* tls_psk.c */
+
+/* What a step takes and gives; addresses and lengths in bytes. */
+struct ubiblk_tls_io {
+    uint64_t out;       /* for bytes to the peer */
+    uint64_t plain_in;  /* to send */
+    uint64_t plain_out; /* for what was received */
+    uint32_t in_length, in_taken;
+    uint32_t out_size, out_written;
+    uint32_t plain_in_length, plain_written;
+    uint32_t plain_out_size, plain_read;
+};
+
+UBIBLK_API int ubiblk_tls_open(int server, const char *identity, uint64_t secret,
+                               uint32_t secret_length, uint64_t *handle);
+UBIBLK_API int ubiblk_tls_close(uint64_t handle);
+UBIBLK_API int ubiblk_tls_step(uint64_t handle, const uint8_t *in, struct ubiblk_tls_io *io);
+UBIBLK_API int ubiblk_tls_end(uint64_t handle, struct ubiblk_tls_io *io);
+UBIBLK_API int ubiblk_tls_error(uint64_t handle, char *buf, uint32_t size);
+
 /* ublk.c */
 
 UBIBLK_API int ubiblk_ublk_open(const char *path, uint64_t *handle);

@@ -17,7 +17,7 @@
 #include "test.h"
 #include "xts.h"
 
-enum { MIB = 1024 * 1024, NOBODY = 65534 };
+enum { MIB = 1024 * 1024, ARENA = 4 * MIB, NOBODY = 65534 };
 
 static uint64_t address(const void *pointer)
 {
@@ -101,8 +101,8 @@ static void gives_typescript_addresses_or_errors(void)
     CHECK(is_zero((const uint8_t *)(uintptr_t)at, 32));
     CHECK_EQUAL(ubiblk_secret_free(0), 0);
     CHECK_EQUAL(ubiblk_secret_alloc(0), -ENOMEM);
-    CHECK_EQUAL(ubiblk_secret_alloc(MIB), -ENOMEM);
-    CHECK_EQUAL(ubiblk_secret_alloc(MIB + 1), -ENOMEM);
+    CHECK_EQUAL(ubiblk_secret_alloc(ARENA), -ENOMEM);
+    CHECK_EQUAL(ubiblk_secret_alloc(ARENA + 1), -ENOMEM);
     CHECK_EQUAL(ubiblk_secret_alloc(UINT32_MAX), -ENOMEM);
     CHECK(secret_alloc(SIZE_MAX) == NULL);
 }
@@ -112,7 +112,7 @@ static int take_all(size_t size, void **last)
 {
     int count = 0;
 
-    for (void **block; count < MIB && (block = secret_alloc(size)) != NULL; count++) {
+    for (void **block; count < ARENA && (block = secret_alloc(size)) != NULL; count++) {
         *block = *last;
         *last = block;
     }
@@ -167,7 +167,7 @@ static void make_ciphers_of_what_is_left(void)
     uint8_t key[32] = {1}, other[32] = {2}, sector[512] = {0}, wrapped[48];
     int enough = left >= 65536;
 
-    CHECK(secret_alloc(MIB - 64 - left) != NULL);
+    CHECK(secret_alloc(ARENA - 64 - left) != NULL);
     for (int equal = 0; equal < 2; equal++) {
         int64_t context = ubiblk_xts_new(key, equal ? key : other);
         CHECK(context > 0 || (!enough && (context == -ENOMEM || context == -EIO)));
