@@ -229,8 +229,13 @@ export class Fetcher {
     if (signal.aborted) return;
     const hasData = await this.source.read(stripe, part, signal);
     if (signal.aborted) return;
-    if (hasData) await this.target.write(offset, part);
-    else await this.target.zero(offset, part.bytes.length);
+    if (hasData) {
+      await this.target.write(offset, part);
+    } else {
+      await this.target.zero(offset, part.bytes.length);
+      // It may have waited for nothing: others get their turn before the next one.
+      await this.clock.sleep(0);
+    }
   }
 
   private rest(stripe: number, error: Error): void {

@@ -3,6 +3,7 @@
  * write of each part of the file that changes, one sync of it, and only then are they told as published.
  * While one group is on its way the next one gathers.
  */
+import { backoffMs } from './backoff.ts';
 import type { Clock, MetadataStore, TargetDisk } from './interfaces.ts';
 import type { MetadataLayout } from './metadata_layout.ts';
 
@@ -33,6 +34,10 @@ export interface JournalOptions {
   patienceMs: number;
   /** Or when there are so many. */
   patienceChanges: number;
+  /** A group has no more. */
+  groupChanges: number;
+  /** So many are told of in one turn of the event loop. */
+  turnChanges: number;
   /** Failures of the metadata file in a row before {@link JournalListener.metadataFailed}. */
   attempts: number;
 }
@@ -40,6 +45,8 @@ export interface JournalOptions {
 export const defaultJournalOptions: JournalOptions = {
   patienceMs: 200,
   patienceChanges: 64,
+  groupChanges: 1024,
+  turnChanges: 256,
   attempts: 5,
 };
 
@@ -47,8 +54,6 @@ const FIRST_DELAY_MS = 50;
 const LAST_DELAY_MS = 5000;
 /** Parts of the file that are next to each other are written together up to this size. */
 const MAX_WRITE_BYTES = 1 << 20;
-/** A fraction of a millisecond of the main thread. */
-const PUBLISHED_AT_ONCE = 256;
 
 export class Journal {
   private pending: Change[] = [];
@@ -128,9 +133,8 @@ export class Journal {
     // What else comes in this turn goes along.
     await null;
     while (!this.over && (this.urgent || this.written.length > 0)) {
-      this.urgent = false;
-      const group = this.pending;
-      this.pending = [];
+      const group = this.pending.splice(0, this.options.groupChanges);
+      this.urgent = this.pending.length > 0;
       await this.bringOut(await this.withDurableData(group));
       if (this.pending.length >= this.options.patienceChanges) this.urgent = true;
     }
@@ -149,7 +153,7 @@ export class Journal {
       const doubtful = [...group, ...this.pending].filter(({ afterData }) => afterData);
       this.pending = this.pending.filter(({ afterData }) => !afterData);
       this.listener.dataLost();
-      for (const change of doubtful) this.listener.dataFailed(change, error as Error);
+      await this.tell(doubtful, (change) => this.listener.dataFailed(change, error as Error));
       return group.filter(({ afterData }) => !afterData);
     }
   }
@@ -174,26 +178,32 @@ export class Journal {
     this.dirty.clear();
     const published = this.written;
     this.written = [];
-    for (const [i, change] of published.entries()) {
-      // Others get their turn between so many.
-      if (i > 0 && i % PUBLISHED_AT_ONCE === 0) await this.clock.sleep(0);
-      this.listener.published(change);
-    }
+    await this.tell(published, (change) => this.listener.published(change));
   }
 
   private async failed(error: Error): Promise<void> {
     this.failures++;
     if (this.failures >= this.options.attempts) {
-      for (const change of this.written) this.listener.metadataFailed(change, error);
+      // Also those whose group's turn has not come: it would fail as well.
+      const waiting = this.written.concat(this.pending);
+      await this.tell(waiting, (change) => this.listener.metadataFailed(change, error));
     }
     if (this.ending.signal.aborted) {
       this.over = true;
       return;
     }
-    const delay = FIRST_DELAY_MS * 2 ** Math.min(this.failures - 1, 20);
-    await this.clock.sleep(Math.min(delay, LAST_DELAY_MS), this.ending.signal);
+    const delayMs = backoffMs(this.failures, FIRST_DELAY_MS, LAST_DELAY_MS);
+    await this.clock.sleep(delayMs, this.ending.signal);
     // What came meanwhile goes along.
     this.urgent = true;
+  }
+
+  /** Others have their turn between what a large group leads to. */
+  private async tell(changes: Change[], call: (change: Change) => void): Promise<void> {
+    for (let i = 0; i < changes.length; i++) {
+      if (i > 0 && i % this.options.turnChanges === 0) await this.clock.sleep(0);
+      call(changes[i]);
+    }
   }
 
   private async writeDirty(): Promise<void> {

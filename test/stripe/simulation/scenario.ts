@@ -123,6 +123,8 @@ export function makeScenario(dice: Dice): Scenario {
           // With the last one, whoever waits and isn't known to waits too long.
           patienceMs: dice.pick([0, 5, 1000, 1_000_000]),
           patienceChanges: dice.between(1, 8),
+          groupChanges: dice.between(1, 8),
+          turnChanges: dice.between(1, 4),
           attempts: 3,
         },
     queues: dice.between(1, 3),
