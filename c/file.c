@@ -233,3 +233,9 @@ int ubiblk_fdatasync(int fd)
 {
     return fdatasync(fd) < 0 ? -errno : 0;
 }
+
+/* Has the kernel read a range into the page cache, soon. */
+int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length)
+{
+    return -posix_fadvise(fd, (off_t)offset, (off_t)length, POSIX_FADV_WILLNEED);
+}

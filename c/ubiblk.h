@@ -68,6 +68,7 @@ UBIBLK_API int64_t ubiblk_file_next_data(int fd, uint64_t offset);
 UBIBLK_API int ubiblk_file_clone(int to, uint64_t to_offset, int from, uint64_t from_offset,
                                  uint64_t length);
 UBIBLK_API int ubiblk_fdatasync(int fd);
+UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
 
 /* memory.c */
 

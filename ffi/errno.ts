@@ -6,6 +6,7 @@ const NAMES = new Map(Object.entries(constants.errno).map(([name, code]) => [cod
 export const EPERM = constants.errno.EPERM;
 export const ENOENT = constants.errno.ENOENT;
 export const EINTR = constants.errno.EINTR;
+export const EPIPE = constants.errno.EPIPE;
 export const ENXIO = constants.errno.ENXIO;
 export const EIO = constants.errno.EIO;
 export const EBADF = constants.errno.EBADF;

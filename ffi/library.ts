@@ -57,6 +57,7 @@ const SYMBOLS = {
   ubiblk_fallocate: { args: ['i32', 'i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_file_clone: { args: ['i32', 'u64', 'i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_file_next_data: { args: ['i32', 'u64'], returns: FFIType.i64_fast },
+  ubiblk_file_expect: { args: ['i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },
   ubiblk_memory_map: { args: ['u64'], returns: FFIType.i64_fast },
   ubiblk_memory_unmap: { args: ['u64', 'u64'], returns: 'i32' },

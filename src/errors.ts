@@ -19,3 +19,8 @@ export function errorName(error: unknown): string {
   const code = (error as NodeJS.ErrnoException).code;
   return typeof code === 'string' ? code : error.message;
 }
+
+/** Whether a thrown value is a system error with a name (`EIO`). */
+export function isErrno(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && typeof (error as NodeJS.ErrnoException).code === 'string';
+}

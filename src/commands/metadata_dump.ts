@@ -6,12 +6,13 @@ import type { Log } from '../log.ts';
 import { type OpenMetadata, openMetadata } from '../stripe/metadata_file.ts';
 import { countStripes } from '../stripe/metadata_layout.ts';
 import { FETCHED, HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
-import { type SourceExtent, sourceExtent } from '../stripe/sources/extent.ts';
+import type { SourceExtent } from '../stripe/sources/extent.ts';
 import type { Arguments } from './arguments.ts';
 import { type MetadataSettings, readMetadataSettings } from './metadata_settings.ts';
 import { writeOutput } from './output.ts';
 import { stripeMap } from './stripe_map.ts';
 import { rangeTexts, stripeRanges } from './stripe_ranges.ts';
+import { sourceExtent } from './stripe_sources.ts';
 
 const STDOUT = 1;
 /** Where it isn't a terminal that is drawn on. */
@@ -44,6 +45,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     else printLines(report);
     settings.finish();
   } finally {
+    settings.wipeSecrets();
     freeXts(settings.xts);
   }
   return 0;

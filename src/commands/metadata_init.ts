@@ -13,12 +13,13 @@ import {
   stripeCount,
 } from '../stripe/metadata_layout.ts';
 import { HAS_SOURCE } from '../stripe/shared_state.ts';
-import { type SourceExtent, sourceExtent } from '../stripe/sources/extent.ts';
+import type { SourceExtent } from '../stripe/sources/extent.ts';
 import type { Arguments } from './arguments.ts';
 import { exitOnSignals } from './end_signals.ts';
 import { type MetadataSettings, readMetadataSettings } from './metadata_settings.ts';
 import { writeOutput } from './output.ts';
 import { Progress } from './progress.ts';
+import { sourceExtent } from './stripe_sources.ts';
 
 /** As the reference system's program: stripes of 1 MiB. */
 const DEFAULT_SHIFT = 11;
@@ -46,6 +47,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     writeOutput(line);
   } finally {
     progress.clear();
+    settings.wipeSecrets();
     freeXts(settings.xts);
   }
   return 0;
@@ -119,7 +121,8 @@ function checkedCount({ path, facts }: Disk, shift: number): number {
 }
 
 function checkSource({ path, facts }: Disk, source: SourceExtent): void {
-  if (source.sizeBytes <= facts.sizeBytes) return;
+  const needed = source.leastDiskBytes ?? source.sizeBytes;
+  if (needed <= facts.sizeBytes) return;
   throw new UserError(
     `the disk '${path}' has ${facts.sizeBytes} bytes, less than its source ${source.description}; grow ` +
       `the disk to ${source.sizeBytes} bytes or more (truncate -s ${source.sizeBytes})`,

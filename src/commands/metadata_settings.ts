@@ -15,10 +15,12 @@ export interface MetadataSettings {
   xts: number;
   /** Deletes the KEK file where that was asked for: when all else is done. */
   finish: () => void;
+  /** Wipes secrets but for the expanded keys. */
+  wipeSecrets: () => void;
 }
 
 /**
- * Reads the configuration that the options name; its secrets are wiped, but for the expanded keys.
+ * Reads the configuration that the options name.
  * @throws UserError or UsageError
  */
 export function readMetadataSettings(args: Arguments, log: Log): MetadataSettings {
@@ -46,11 +48,13 @@ export function readMetadataSettings(args: Arguments, log: Log): MetadataSetting
       config,
       metadataPath,
       xts: encryptionKey === undefined ? 0 : expandXts(encryptionKey),
+      wipeSecrets,
       finish: () => {
         if (args.has('unlink-kek') && kekFile !== undefined) unlinkKekFile(kekFile);
       },
     };
-  } finally {
+  } catch (error) {
     wipeSecrets();
+    throw error;
   }
 }

@@ -29,6 +29,7 @@ import {
   openLazy,
   openServedDisk,
   readSettings,
+  type Settings,
   STOP_PATIENCE_MS,
   startRpc,
   unlinkKek,
@@ -59,7 +60,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     settings.wipeSecrets();
     throw error;
   }
-  const command = new ServeUblk(args, config, disk, link, stopTimeoutMs, log);
+  const command = new ServeUblk(args, settings, disk, link, stopTimeoutMs, log);
   return await command.run();
 }
 
@@ -90,6 +91,7 @@ function checkConfig(config: DeviceConfig, args: Arguments): void {
 
 /** What was made of the command line, and what has to be taken back at the end. */
 class ServeUblk {
+  private readonly config: DeviceConfig;
   private lazy: LazyDisk | null = null;
   private rpc: RpcServer | null = null;
   private readonly signals: StopSignals;
@@ -100,12 +102,14 @@ class ServeUblk {
 
   constructor(
     private readonly args: Arguments,
-    private readonly config: DeviceConfig,
+    private readonly settings: Settings,
     private readonly disk: Disk,
     private readonly link: string | undefined,
     private readonly stopTimeoutMs: number,
     private readonly log: Log,
   ) {
+    const { config } = settings;
+    this.config = config;
     this.keep = args.has('keep-device');
     this.places = { disk: resolve(config.path), config: resolve(config.file) };
     this.signals = new StopSignals(log, this.keep ? 0 : 1);
@@ -134,7 +138,7 @@ class ServeUblk {
       const queues = found
         ? found.info.queues
         : Math.min(config.numQueues, highestPossibleCpu() + 1);
-      this.lazy = await openLazy(disk, config, queues, log);
+      this.lazy = await openLazy(disk, this.settings, queues, log);
       const options = await this.options(control, found);
       if (args.has('check')) {
         writeOutput(`OK: ${diskDescription(disk)}, to serve as a ublk device\n`);

@@ -38,7 +38,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   let lazy: LazyDisk | null = null;
   let idle = true;
   try {
-    lazy = await openLazy(disk, config, config.numQueues, log);
+    lazy = await openLazy(disk, settings, config.numQueues, log);
     await refuseBusySocket(socket);
     await refuseBusySocket(config.rpcSocketPath);
     if (args.has('check')) {

@@ -51,7 +51,8 @@ export async function readSettings(args: Arguments, log: Log): Promise<Settings>
 }
 
 /**
- * Opens and locks the disk; afterwards no secret is left but the expanded keys.
+ * Opens and locks the disk. Secrets are wiped where it fails, and by the caller when its source is open,
+ * too.
  * @throws UserError
  */
 export async function openServedDisk(settings: Settings, log: Log): Promise<Disk> {
@@ -60,34 +61,46 @@ export async function openServedDisk(settings: Settings, log: Log): Promise<Disk
   try {
     if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
     refuseSameFilesOf(config);
-    if (config.encryptionKey) {
-      xts = expandXts(config.encryptionKey);
-      if (!secretsAreLocked()) log.warn(unlockedSecrets);
-    }
+    xts = expandKeys(config, log);
     return await openDisk({ ...config, xts }, log);
   } catch (error) {
     freeXts(xts);
-    throw error;
-  } finally {
     wipeSecrets();
+    throw error;
   }
+}
+
+/** Expands the keys of a disk for its use; 0 where it is plain. */
+export function expandKeys({ encryptionKey }: DeviceConfig, log: Log): number {
+  if (!encryptionKey) return 0;
+  const xts = expandXts(encryptionKey);
+  if (!secretsAreLocked()) log.warn(unlockedSecrets);
+  return xts;
 }
 
 const unlockedSecrets =
   'the keys may be swapped to disk: they could not be locked into memory; raise the memlock limit ' +
   '(ulimit -l, LimitMEMLOCK=)';
 
-/** Null where all of the disk is in its data file, and nothing is recorded of it. */
+/**
+ * The main thread's part of a lazy disk; null where all of the disk is in its data file, and nothing is
+ * recorded of it. No secret is left afterwards but the expanded keys, and those that the source uses.
+ */
 export async function openLazy(
   disk: Disk,
-  config: DeviceConfig,
+  { config, wipeSecrets }: Settings,
   queues: number,
   log: Log,
 ): Promise<LazyDisk | null> {
-  const { metadataPath } = config;
-  if (metadataPath === undefined || disk.facts.fd < 0) return null;
-  const { openLazyDisk } = await import('../stripe/lazy_disk.ts');
-  return await openLazyDisk(disk, { ...config, metadataPath }, queues, log);
+  try {
+    const { metadataPath } = config;
+    if (metadataPath === undefined || disk.facts.fd < 0) return null;
+    const { openLazyDisk } = await import('../stripe/lazy_disk.ts');
+    const { openSource } = await import('./stripe_sources.ts');
+    return await openLazyDisk(disk, { ...config, metadataPath }, queues, openSource, log);
+  } finally {
+    wipeSecrets();
+  }
 }
 
 /** The disk in a few words. */

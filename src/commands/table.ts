@@ -136,6 +136,37 @@ export const commands: readonly CommandSpec[] = [
     load: () => import('./serve_ublk.ts'),
   },
   {
+    name: 'serve stripes',
+    summary: "Give a disk's stripes to other hosts, whose disks fill themselves from it",
+    programs: [{ name: 'remote-stripe-server', displayName: 'remote stripe server' }],
+    options: [
+      ...deviceConfigOptions,
+      { long: 'listen-config', value: 'FILE', summary: 'Where to listen, and the PSK (YAML)' },
+    ],
+    examples: ['ubiblk serve stripes --config vm.yaml --listen-config listen.yaml'],
+    defaultLogLevel: 'info',
+    docs: 'docs/remote-stripes.md',
+    load: () => import('./serve_stripes.ts'),
+  },
+  {
+    name: 'shell',
+    summary: 'Look at what a stripe server has',
+    programs: [{ name: 'remote-stripe-shell', displayName: 'remote stripe shell' }],
+    options: [
+      { long: 'server-config', value: 'FILE', summary: 'The server, and the PSK (YAML)' },
+      { long: 'kek', short: 'k', value: 'FILE', summary: 'KEK file that decrypts its secrets' },
+      { long: 'unlink-kek', short: 'u', summary: 'Delete the KEK file when connected' },
+      { long: 'strict', summary: 'Refuse unknown keys instead of warning' },
+    ],
+    examples: [
+      'ubiblk shell --server-config server.yaml',
+      "echo 'stripe_header 0' | ubiblk shell --server-config server.yaml",
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/remote-stripes.md',
+    load: () => import('./shell.ts'),
+  },
+  {
     name: 'probe',
     summary: 'Use a served disk as a virtual machine would: check and measure it',
     programs: [],

@@ -21,6 +21,20 @@ export interface RemoteSource {
   /** `host:port`, an IPv6 address in brackets. */
   address: string;
   psk?: { identity: string; secret: Secret };
+  connections: number;
+  /** Milliseconds until the server must have shaken hands and told what it has. */
+  connectTimeoutMs: number;
+  /** Milliseconds that one operation may be without progress. */
+  operationTimeoutMs: number;
+}
+
+/** Where a stripe server listens. */
+export interface ListenConfig {
+  /** `host:port`, an IPv6 address in brackets. */
+  address: string;
+  psk?: { identity: string; secret: Secret };
+  operationTimeoutMs: number;
+  maxClients: number;
 }
 
 /** How the random keys of an encrypted archive are wrapped, already unwrapped from the configuration. */

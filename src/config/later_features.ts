@@ -25,11 +25,10 @@ export function refuseLaterFeatures(mapping: Mapping, source: StripeSource | und
       mapping.error(key, `${missing} not in this version of ubiblk yet; remove the field`);
     }
   }
-  if (source !== undefined && source.source !== 'raw') {
-    const kind = source.source === 'remote' ? 'remote stripe sources' : 'archives';
+  if (source?.source === 'archive') {
     mapping.error(
       'stripe_source',
-      `${kind} are not in this version of ubiblk yet; remove the field`,
+      'archives are not in this version of ubiblk yet; remove the field',
     );
   }
 }

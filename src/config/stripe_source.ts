@@ -1,9 +1,11 @@
 import { isUtf8 } from 'node:buffer';
 import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
 import type { Secret } from '../crypto/secret.ts';
+import { MAX_IDENTITY_BYTES, MAX_PSK_BYTES } from '../crypto/tls_psk.ts';
 import type {
   ArchiveKek,
   FilesystemArchive,
+  ListenConfig,
   RemoteSource,
   S3Archive,
   StripeSource,
@@ -15,6 +17,10 @@ import type { Mapping } from './yaml_mapping.ts';
 const minPskSecretBytes = 16;
 const defaultConnections = 16;
 const maxConnections = 128;
+const milliseconds = { min: 1, max: 3_600_000 };
+const defaultConnectMs = 5000;
+const defaultOperationMs = 20_000;
+const defaultMaxClients = 1024;
 
 /**
  * Reads the mapping `stripe_source` (spec/config.md A.3). What is wrong goes to the file's problems;
@@ -42,11 +48,46 @@ export function readStripeSource(
   return read;
 }
 
-function readRemote(mapping: Mapping, secrets: SecretReader): RemoteSource {
+/** Also the top level of `--server-config`. */
+export function readRemote(mapping: Mapping, secrets: SecretReader): RemoteSource {
+  const address = readAddress(mapping, 1);
+  const psk = readPsk(mapping, secrets);
+  return {
+    source: 'remote',
+    address,
+    ...(psk && { psk }),
+    connections: readConnections(mapping),
+    connectTimeoutMs: mapping.integer('connect_timeout_ms', milliseconds) ?? defaultConnectMs,
+    operationTimeoutMs: readOperationTimeout(mapping),
+  };
+}
+
+/** The top level of `--listen-config`. */
+export function readListen(mapping: Mapping, secrets: SecretReader): ListenConfig {
+  const address = readAddress(mapping, 0);
+  const psk = readPsk(mapping, secrets);
+  return {
+    address,
+    ...(psk && { psk }),
+    operationTimeoutMs: readOperationTimeout(mapping),
+    maxClients: mapping.integer('max_clients', { min: 1, max: 65536 }) ?? defaultMaxClients,
+  };
+}
+
+/** @param leastPort 0 where any port that is free will do */
+function readAddress(mapping: Mapping, leastPort: number): string {
   const address = mapping.requiredString('address');
-  if (address !== undefined && !isAddress(address)) {
+  if (address !== undefined && !isAddress(address, leastPort)) {
     mapping.error('address', "must be 'host:port' (an IPv6 address in brackets)");
   }
+  return address ?? '';
+}
+
+function readOperationTimeout(mapping: Mapping): number {
+  return mapping.integer('operation_attempt_timeout_ms', milliseconds) ?? defaultOperationMs;
+}
+
+function readPsk(mapping: Mapping, secrets: SecretReader): RemoteSource['psk'] {
   const identity = mapping.string('psk_identity');
   const secret = secrets.read(mapping, 'psk_secret');
   const hasIdentity = mapping.has('psk_identity');
@@ -56,23 +97,30 @@ function readRemote(mapping: Mapping, secrets: SecretReader): RemoteSource {
       : ['psk_secret', 'psk_identity'];
     mapping.error(given, `needs '${missing}' beside it: give both or neither`);
   }
-  if (identity === '') {
+  const identityBytes = Buffer.byteLength(identity ?? 'x');
+  if (identityBytes === 0) {
     mapping.error('psk_identity', 'must not be empty');
+  } else if (identityBytes > MAX_IDENTITY_BYTES || identity?.includes('\0')) {
+    mapping.error('psk_identity', `must be at most ${MAX_IDENTITY_BYTES} bytes, none of them zero`);
   }
   if (secret !== undefined && secret.lengthBytes < minPskSecretBytes) {
     mapping.error(
       'psk_secret',
       `must be at least ${minPskSecretBytes} bytes, not ${secret.lengthBytes}`,
     );
+  } else if (secret !== undefined && secret.lengthBytes > MAX_PSK_BYTES) {
+    mapping.error(
+      'psk_secret',
+      `must be at most ${MAX_PSK_BYTES} bytes, not ${secret.lengthBytes}`,
+    );
   }
-  const psk = identity === undefined || secret === undefined ? undefined : { identity, secret };
-  return { source: 'remote', address: address ?? '', ...(psk && { psk }) };
+  return identity === undefined || secret === undefined ? undefined : { identity, secret };
 }
 
-function isAddress(address: string): boolean {
+function isAddress(address: string, leastPort: number): boolean {
   const match = /^(?:\[[0-9A-Za-z:.%]+\]|[^\s:[\]/]+):(\d{1,5})$/.exec(address);
-  const port = Number(match?.[1] ?? 0);
-  return port >= 1 && port <= 65535;
+  const port = Number(match?.[1] ?? -1);
+  return port >= leastPort && port <= 65535;
 }
 
 function readArchive(

@@ -34,6 +34,13 @@ export class Secret {
     return secret;
   }
 
+  /** Another secret of the same bytes, which lives by itself. */
+  copy(): Secret {
+    const other = new Secret(this.lengthBytes);
+    other.reveal().set(this.reveal());
+    return other;
+  }
+
   /** Where the bytes are, for the native library. @throws Error once they are wiped */
   get address(): number {
     if (this.#address === 0) throw new Error('a secret was used after it was wiped');

@@ -9,6 +9,8 @@ export interface StripeSource {
   readonly description: string;
   /** Bytes; the last stripe may be partial. */
   readonly sizeBytes: number;
+  /** Bytes that a disk of the same content has at least, where it isn't known exactly; else `sizeBytes`. */
+  readonly leastDiskBytes?: number;
   /** Whether it holds anything for a stripe. */
   has(stripe: number): boolean;
   /**

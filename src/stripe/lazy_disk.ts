@@ -17,7 +17,7 @@ import {
   SharedStripes,
   sharedStripeBytes,
 } from './shared_state.ts';
-import { openRawSource, RawSource } from './sources/raw.ts';
+import { RawSource } from './sources/raw.ts';
 
 /** What of a device's configuration a lazy disk needs. */
 export interface LazyConfig {
@@ -169,6 +169,13 @@ function stripeBuffers(stripeBytes: number): StripeBuffer[] {
   }));
 }
 
+/** Opens the source of a configuration for a disk of such stripes. @throws UserError */
+export type OpenSource = (
+  source: SourceConfig,
+  disk: { stripeBytes: number; directIo: boolean },
+  log: Log,
+) => Promise<StripeSource>;
+
 /**
  * Opens a lazy disk's metadata and, where something is left to fetch, its source.
  * @param queues how many threads will ask
@@ -178,6 +185,7 @@ export async function openLazyDisk(
   disk: Disk,
   config: LazyConfig,
   queues: number,
+  openSource: OpenSource,
   log: Log,
 ): Promise<LazyDisk> {
   shim.ubiblk_file_threads(FILE_THREADS);
@@ -197,7 +205,8 @@ export async function openLazyDisk(
           'fetched; allow it',
       );
     }
-    const source = missing.count > 0 ? await openSource(config, stripeBytes, log) : null;
+    const source =
+      missing.count > 0 ? await openConfigured(config, stripeBytes, openSource, log) : null;
     if (source) await checkSource(source, missing.last, stripes);
     const image = source instanceof RawSource ? source : null;
     const start: LazyStart = {
@@ -232,15 +241,13 @@ function missingStripes(headers: Uint8Array): { count: number; last: number } {
   return { count, last };
 }
 
-async function openSource(
+async function openConfigured(
   { stripeSource, directIo, metadataPath }: LazyConfig,
   stripeBytes: number,
+  openSource: OpenSource,
   log: Log,
 ): Promise<StripeSource> {
-  if (stripeSource?.source === 'raw') {
-    const { path } = stripeSource;
-    return await openRawSource({ path, stripeBytes, directIo, kept: true }, log);
-  }
+  if (stripeSource) return await openSource(stripeSource, { stripeBytes, directIo }, log);
   throw new UserError(
     `'${metadataPath}' says that stripes are still to be fetched, but no source is configured; add ` +
       "the 'stripe_source' that it was made for",

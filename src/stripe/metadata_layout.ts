@@ -179,6 +179,45 @@ function parseFirst(bytes: Uint8Array, diskBytes: number): First {
   return { layout: new MetadataLayout(version, shift, stripes), recorded };
 }
 
+/**
+ * Reads metadata that isn't of a disk here, so that it alone says how many stripes there are: as a file
+ * has it, or cut off behind the last header.
+ * @returns the headers in memory of their own
+ * @throws MetadataError where it is none, or damaged
+ */
+export function parseStripeMap(bytes: Uint8Array): {
+  version: MetadataVersion;
+  stripeBytes: number;
+  headers: Uint8Array;
+} {
+  if (bytes.length < METADATA_SECTOR) {
+    throw new MetadataError(
+      `has ${bytes.length} bytes, and at least ${METADATA_SECTOR} are needed`,
+    );
+  }
+  const { layout, recorded } = parseFirst(bytes.subarray(0, METADATA_SECTOR), 0);
+  const { version, stripeBytes } = layout;
+  const stripes = version === 1 ? bytes.length - METADATA_SECTOR : recorded;
+  const whole = new MetadataLayout(version, layout.shift, stripes);
+  if (version === 2 && bytes.length < whole.sizeBytes) {
+    throw new MetadataError(
+      `has ${bytes.length} bytes, too few for the ${recorded} stripes that it says to have`,
+    );
+  }
+  const headers = new Uint8Array(stripes);
+  if (version === 1) headers.set(bytes.subarray(METADATA_SECTOR));
+  else copyChecked(bytes, headers, recorded);
+  checkBits(headers);
+  return { version, stripeBytes, headers };
+}
+
+/** What `parseStripeMap` reads; version 1.0 ends behind the last header. */
+export function encodeStripeMap(layout: MetadataLayout, headers: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(layout.sizeBytes);
+  layout.encode(headers, 0, bytes);
+  return layout.version === 2 ? bytes : bytes.subarray(0, METADATA_SECTOR + layout.stripes);
+}
+
 /** @throws MetadataError where a file of so many bytes can't be one */
 export function checkMetadataSize(sizeBytes: number): void {
   if (sizeBytes >= METADATA_SECTOR && sizeBytes % METADATA_SECTOR === 0) return;

@@ -36,6 +36,9 @@ test.each(['10.0.0.1:4555', '[::1]:1', '[fe80::1%eth0]:65535', 'stripes.example.
     expect(read(`{source: remote, address: "${address}"}`).source).toEqual({
       source: 'remote',
       address,
+      connections: 16,
+      connectTimeoutMs: 5000,
+      operationTimeoutMs: 20_000,
     });
   },
 );

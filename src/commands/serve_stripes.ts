@@ -1,0 +1,120 @@
+import { loadListenConfig } from '../config/load_remote_config.ts';
+import { freeXts } from '../crypto/xts.ts';
+import { type Disk, openDisk } from '../device/disk.ts';
+import { UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { DiskReader } from '../remote/plain_reader.ts';
+import { ServedStripes, servedHeaders } from '../remote/served_disk.ts';
+import { StripeServer } from '../remote/stripe_server.ts';
+import type { StripeSource } from '../stripe/interfaces.ts';
+import { openMetadata } from '../stripe/metadata_file.ts';
+import { stripeCount } from '../stripe/metadata_layout.ts';
+import { FETCHED, HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
+import type { Arguments } from './arguments.ts';
+import { expandKeys, readSettings, type Settings, unlinkKek } from './served_disk.ts';
+import { notifyServiceManager } from './service_manager.ts';
+import { StopSignals } from './signals.ts';
+import { openSource } from './stripe_sources.ts';
+
+/** Of a disk without metadata. */
+const DEFAULT_SHIFT = 11;
+const DRAIN_MS = 10_000;
+
+/** `ubiblk serve stripes`: gives a disk's stripes to other hosts (docs/remote-stripes.md). */
+export async function run(args: Arguments, log: Log): Promise<number> {
+  const listenFile = args.required('listen-config');
+  const settings = await readSettings(args, log);
+  const kekFile = args.value('kek');
+  let xts = 0;
+  try {
+    const listen = loadListenConfig(listenFile, {
+      ...(kekFile !== undefined && { kekFile }),
+      strict: args.has('strict'),
+      warn: (line) => log.warn(line),
+    });
+    try {
+      xts = expandKeys(settings.config, log);
+      return await serve(args, settings, listen.config, xts, log);
+    } finally {
+      listen.wipeSecrets();
+    }
+  } finally {
+    settings.wipeSecrets();
+    freeXts(xts);
+  }
+}
+
+async function serve(
+  args: Arguments,
+  settings: Settings,
+  listen: ReturnType<typeof loadListenConfig>['config'],
+  xts: number,
+  log: Log,
+): Promise<number> {
+  const { address, psk, operationTimeoutMs, maxClients } = listen;
+  const disk = await openDisk({ ...settings.config, directIo: false, readOnly: true }, log);
+  let source: StripeSource | null = null;
+  try {
+    const served = await openStripes(disk, settings, xts, log);
+    source = served.source;
+    settings.wipeSecrets();
+    await unlinkKek(args);
+    const signals = new StopSignals(log);
+    if (!psk)
+      log.warn('stripes are served in the clear, to anybody: give psk_identity and psk_secret');
+    const server = await StripeServer.start(
+      served,
+      { address, ...(psk && { psk }), operationMs: operationTimeoutMs, maxClients },
+      log,
+    );
+    log.info(`serving ${served.stripes} stripes of '${disk.path}' at ${server.localAddress}`);
+    notifyServiceManager('READY=1');
+    await signals.stop;
+    notifyServiceManager('STOPPING=1');
+    await server.drain(DRAIN_MS);
+    const { stripes, bytes } = server.counts;
+    log.info('stopped', { stripes, bytes });
+    return 0;
+  } finally {
+    await source?.close();
+    disk.close();
+  }
+}
+
+/** What there is to serve. @throws UserError where some of it can't be had */
+async function openStripes(
+  disk: Disk,
+  { config }: Settings,
+  xts: number,
+  log: Log,
+): Promise<ServedStripes> {
+  const facts = { ...disk.facts, xts };
+  const diskBytes = facts.sizeBytes;
+  const reader = new DiskReader(facts);
+  const { metadataPath, directIo, writeThrough, trackWritten, stripeSource } = config;
+  if (metadataPath === undefined) {
+    const headers = new Uint8Array(stripeCount(diskBytes, DEFAULT_SHIFT));
+    headers.fill(FETCHED | WRITTEN | HAS_SOURCE);
+    return new ServedStripes(DEFAULT_SHIFT, diskBytes, headers, reader, null);
+  }
+  const metadata = await openMetadata(
+    metadataPath,
+    { directIo, writeThrough, xts, diskBytes, use: 'look' },
+    log,
+  );
+  await metadata.close();
+  const { shift, stripeBytes } = metadata.layout;
+  const headers = servedHeaders(metadata.headers, trackWritten);
+  const missing = headers.some((header) => (header & (HAS_SOURCE | FETCHED)) === HAS_SOURCE);
+  if (missing && !stripeSource) {
+    throw new UserError(
+      `some stripes of '${disk.path}' are still to be fetched, but no source is configured; add the ` +
+        "'stripe_source' that it was made for",
+    );
+  }
+  const source =
+    missing && stripeSource
+      ? await openSource(stripeSource, { stripeBytes, directIo: false }, log)
+      : null;
+  return new ServedStripes(shift, diskBytes, headers, reader, source);
+}

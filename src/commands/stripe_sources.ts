@@ -1,0 +1,65 @@
+import type {
+  RemoteSource as RemoteConfig,
+  StripeSource as SourceConfig,
+} from '../config/device_config.ts';
+import { UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { RemoteSource } from '../remote/remote_source.ts';
+import type { StripeSource } from '../stripe/interfaces.ts';
+import type { OpenSource } from '../stripe/lazy_disk.ts';
+import { rawExtent, type SourceExtent } from '../stripe/sources/extent.ts';
+import { openRawSource } from '../stripe/sources/raw.ts';
+
+/** Opens the source that a configuration names, for fetching. @throws UserError */
+export const openSource: OpenSource = async (source, { stripeBytes, directIo }, log) => {
+  if (source.source === 'raw') {
+    return await openRawSource({ path: source.path, stripeBytes, directIo, kept: true }, log);
+  }
+  return await openOther(source, stripeBytes, log);
+};
+
+const noSource: SourceExtent = { description: 'None', sizeBytes: 0, has: () => false };
+
+/**
+ * Finds out which stripes the source of a configuration has; nothing stays open.
+ * @throws UserError where it isn't there, or isn't what the configuration says
+ */
+export async function sourceExtent(
+  source: SourceConfig | undefined,
+  stripeBytes: number,
+  log: Log,
+): Promise<SourceExtent> {
+  if (source === undefined) return noSource;
+  if (source.source === 'raw') return await rawExtent(source, stripeBytes, log);
+  const opened = await openOther(source, stripeBytes, log);
+  await opened.close();
+  return opened;
+}
+
+async function openOther(
+  source: Exclude<SourceConfig, { source: 'raw' }>,
+  stripeBytes: number,
+  log: Log,
+): Promise<StripeSource> {
+  if (source.source === 'remote') return await openRemote(source, stripeBytes, log);
+  throw new UserError(`the stripe source '${source.source}' is not in this version of ubiblk yet`);
+}
+
+async function openRemote(
+  { address, psk, connections, connectTimeoutMs, operationTimeoutMs }: RemoteConfig,
+  stripeBytes: number,
+  log: Log,
+): Promise<RemoteSource> {
+  if (!psk) log.warn(`stripes come from ${address} in the clear: give psk_identity and psk_secret`);
+  return await RemoteSource.open(
+    {
+      address,
+      ...(psk && { psk }),
+      connections,
+      connectMs: connectTimeoutMs,
+      operationMs: operationTimeoutMs,
+      stripeBytes,
+    },
+    log,
+  );
+}
