@@ -3,6 +3,7 @@
  * not at all. Data goes straight to and from native memory. One receive and one send at a time.
  */
 import type { Socket } from 'bun';
+import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { type Psk, TLS_SEND_BYTES, TlsError, TlsSession } from '../crypto/tls_psk.ts';
 
@@ -293,6 +294,7 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array {
 
 /** Page-aligned native memory with a window over it, for `Memory`. */
 export function nativeMemory(length: number): Memory & { free(): void } {
+  openLibrary();
   const buffer = new NativeBuffer(length);
   const bytes = new Uint8Array(buffer.window());
   return { address: buffer.address, bytes, free: () => buffer.free() };
