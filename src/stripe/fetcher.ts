@@ -173,8 +173,9 @@ export class Fetcher {
     for (const stripe of this.demand) return stripe;
     if (!this.autofetching || this.free.length <= RESERVED(this.buffers)) return -1;
     const time = Math.max(this.autofetchAt, this.restUntil);
-    if (time > this.clock.now()) {
-      this.wakeAt(time);
+    const waitMs = time - this.clock.now();
+    if (waitMs > 0) {
+      this.wakeAt(time, waitMs);
       return -1;
     }
     const stripe = this.nextIdle();
@@ -186,10 +187,10 @@ export class Fetcher {
     return stripe;
   }
 
-  private wakeAt(time: number): void {
+  private wakeAt(time: number, waitMs: number): void {
     if (this.wakeTime <= time) return;
     this.wakeTime = time;
-    this.clock.sleep(time - this.clock.now(), this.stop.signal).then(() => {
+    this.clock.sleep(waitMs, this.stop.signal).then(() => {
       if (this.wakeTime === time) this.wakeTime = Number.POSITIVE_INFINITY;
       this.pump();
     });

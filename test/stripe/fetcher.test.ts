@@ -9,13 +9,18 @@ const STRIPES = 64;
 /** Time passes when a test says so. */
 class FakeClock implements Clock {
   time = 0;
+  /** How long it takes to look at it. */
+  lookMs = 0;
+  shortestSleepMs = Number.POSITIVE_INFINITY;
   private timers: { at: number; wake: () => void }[] = [];
 
   now(): number {
+    this.time += this.lookMs;
     return this.time;
   }
 
   sleep(ms: number): Promise<void> {
+    this.shortestSleepMs = Math.min(this.shortestSleepMs, ms);
     return new Promise((wake) => {
       this.timers.push({ at: this.time + ms, wake });
     });
@@ -212,4 +217,12 @@ test('the end waits for what is under way, and no longer', async () => {
   slow.resolve(true);
   await clock.pass(0);
   expect(ended).toBe(true);
+});
+
+test('autofetch at a pace never sleeps for less than no time', async () => {
+  clock.lookMs = 0.7;
+  fetcher(4, 333 * STRIPE).autofetch = true;
+  await clock.pass(10_000);
+  expect(fetched.length).toBe(STRIPES);
+  expect(clock.shortestSleepMs).toBeGreaterThan(0);
 });
