@@ -266,6 +266,15 @@ export class Bed {
     await this.check(path, { driver: 'io_uring', state, ops: 0, zero: 1, ...more });
   }
 
+  /** An encrypted disk with the content of a plain one. */
+  cipher(plain: string): string {
+    const disk = this.path(`cipher${this.count++}.raw`);
+    writeFileSync(disk, '');
+    cipherSectors('encode', plain, disk);
+    this.encrypted.add(disk);
+    return disk;
+  }
+
   /** The plain content of an encrypted disk, in a file of its own. */
   decrypted(disk: string): string {
     const plain = this.path(`plain${this.count++}.raw`);
