@@ -376,9 +376,13 @@ function everyRow<D extends Dimensions>(dimensions: D): Row<D>[] {
 /**
  * Rows of a test matrix: all of them in soak mode, else a random subset in which any two values of
  * two dimensions meet at least once. What was chosen depends on {@link seed} alone.
+ * @param possible leaves out rows that there can't be
  */
-export function matrix<D extends Dimensions>(dimensions: D): Row<D>[] {
-  const all = everyRow(dimensions);
+export function matrix<D extends Dimensions>(
+  dimensions: D,
+  possible: (row: Row<D>) => boolean = () => true,
+): Row<D>[] {
+  const all = everyRow(dimensions).filter(possible);
   if (soak) return all;
   const random = new Random(seed);
   const keys = Object.keys(dimensions);
