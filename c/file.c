@@ -210,22 +210,15 @@ int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
     return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;
 }
 
-/* Where the next byte that isn't in a hole is, from offset on; -ENXIO where there is none. */
-int64_t ubiblk_file_next_data(int fd, uint64_t offset)
-{
-    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
-    return data < 0 ? -errno : data;
-}
-
 /*
- * Lets one file share a range of blocks with another of the same file system; both keep what they
- * hold when the other is written to. -EOPNOTSUPP, -EXDEV where they can't, -EINVAL where the range
- * isn't one of whole blocks.
+ * Lets one file share a range of blocks with the same range of another, of the same file system;
+ * both keep what they hold when the other is written to. -EOPNOTSUPP, -EXDEV where they can't,
+ * -EINVAL where the range isn't one of whole blocks.
  */
-int ubiblk_file_clone(int to, uint64_t to_offset, int from, uint64_t from_offset, uint64_t length)
+int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length)
 {
     struct file_clone_range range = {
-        .src_fd = from, .src_offset = from_offset, .src_length = length, .dest_offset = to_offset};
+        .src_fd = from, .src_offset = offset, .src_length = length, .dest_offset = offset};
     return ioctl(to, FICLONERANGE, &range) < 0 ? -errno : 0;
 }
 

@@ -135,18 +135,6 @@ int ubiblk_name_thread(const char *name)
 }
 
 /*
- * How many threads the runtime does its file operations on, unless the environment says so already.
- * It looks when it needs the first one, and takes one for each processor otherwise, with which a
- * disk would wait for them.
- */
-int ubiblk_file_threads(uint32_t count)
-{
-    char text[16];
-    snprintf(text, sizeof(text), "%u", count);
-    return setenv("UV_THREADPOOL_SIZE", text, 0) < 0 ? -errno : 0;
-}
-
-/*
  * Tells a service manager something (sd_notify(3)): one datagram to the socket at path, which is in
  * the abstract namespace where it begins with '@'.
  */

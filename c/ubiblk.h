@@ -64,11 +64,33 @@ UBIBLK_API int64_t ubiblk_pread(int fd, uint64_t buf, uint64_t length, uint64_t 
 UBIBLK_API int64_t ubiblk_pread_cached(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
-UBIBLK_API int64_t ubiblk_file_next_data(int fd, uint64_t offset);
-UBIBLK_API int ubiblk_file_clone(int to, uint64_t to_offset, int from, uint64_t from_offset,
-                                 uint64_t length);
 UBIBLK_API int ubiblk_fdatasync(int fd);
 UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
+int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length);
+
+/* lane.c */
+
+/* What lanes do. */
+enum {
+    UBIBLK_JOB_READ,
+    UBIBLK_JOB_READ_DATA, /* -ENODATA where all of the range is a hole */
+    UBIBLK_JOB_WRITE,
+    UBIBLK_JOB_SYNC,
+    UBIBLK_JOB_ALLOCATE,
+    UBIBLK_JOB_CLONE,
+    UBIBLK_JOB_CLOSE
+};
+
+struct ubiblk_done {
+    double ticket, result;
+};
+
+UBIBLK_API int ubiblk_lanes_start(void);
+UBIBLK_API uint32_t ubiblk_lanes_reap(struct ubiblk_done *found, uint32_t most);
+UBIBLK_API int ubiblk_lane_open(const char *name, uint32_t threads, uint64_t *handle);
+UBIBLK_API int ubiblk_lane_submit(uint64_t handle, uint32_t op, uint32_t ticket, int fd,
+                                  uint64_t address, uint64_t length, uint64_t offset, int extra);
+UBIBLK_API void ubiblk_lane_close(uint64_t handle);
 
 /* memory.c */
 
@@ -148,7 +170,6 @@ UBIBLK_API int ubiblk_poll(int32_t *fds, uint32_t count, int timeout_ms);
 UBIBLK_API int ubiblk_close(int fd);
 UBIBLK_API int ubiblk_pin_thread(uint32_t cpu);
 UBIBLK_API int ubiblk_name_thread(const char *name);
-UBIBLK_API int ubiblk_file_threads(uint32_t count);
 UBIBLK_API int ubiblk_notify(const char *path, const char *text);
 
 #endif

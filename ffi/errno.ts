@@ -18,6 +18,7 @@ export const EBUSY = constants.errno.EBUSY;
 export const ENODEV = constants.errno.ENODEV;
 export const EEXIST = constants.errno.EEXIST;
 export const EINVAL = constants.errno.EINVAL;
+export const ENODATA = constants.errno.ENODATA;
 export const ENOSPC = constants.errno.ENOSPC;
 export const EROFS = constants.errno.EROFS;
 export const EISDIR = constants.errno.EISDIR;
@@ -37,4 +38,9 @@ export function errnoName(code: number): string {
 /** An internal error for a system call that returned `-errno`. */
 export function failed(call: string, result: number): Error {
   return new Error(`${call} failed with ${errnoName(result)}`);
+}
+
+/** One that somebody may want to tell from others, by its `code`. */
+export function fileError(call: string, result: number): Error {
+  return Object.assign(failed(call, result), { code: errnoName(result) });
 }

@@ -55,10 +55,16 @@ const SYMBOLS = {
   ubiblk_pread_cached: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_pwrite: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_fallocate: { args: ['i32', 'i32', 'u64', 'u64'], returns: 'i32' },
-  ubiblk_file_clone: { args: ['i32', 'u64', 'i32', 'u64', 'u64'], returns: 'i32' },
-  ubiblk_file_next_data: { args: ['i32', 'u64'], returns: FFIType.i64_fast },
   ubiblk_file_expect: { args: ['i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },
+  ubiblk_lanes_start: { args: [], returns: 'i32' },
+  ubiblk_lanes_reap: { args: ['ptr', 'u32'], returns: 'u32' },
+  ubiblk_lane_open: { args: ['cstring', 'u32', 'ptr'], returns: 'i32' },
+  ubiblk_lane_submit: {
+    args: ['u64', 'u32', 'u32', 'i32', 'u64', 'u64', 'u64', 'i32'],
+    returns: 'i32',
+  },
+  ubiblk_lane_close: { args: ['u64'], returns: 'void' },
   ubiblk_memory_map: { args: ['u64'], returns: FFIType.i64_fast },
   ubiblk_memory_unmap: { args: ['u64', 'u64'], returns: 'i32' },
   ubiblk_memory_map_shared: { args: ['i32', 'u64', 'u64', 'ptr'], returns: FFIType.i64_fast },
@@ -103,7 +109,6 @@ const SYMBOLS = {
   ubiblk_io_flusher: { args: [], returns: 'i32' },
   ubiblk_lock_memory: { args: [], returns: 'i32' },
   ubiblk_set_affinity: { args: ['ptr', 'u32'], returns: 'i32' },
-  ubiblk_file_threads: { args: ['u32'], returns: 'i32' },
   ubiblk_notify: { args: ['ptr', 'ptr'], returns: 'i32' },
 } as const;
 

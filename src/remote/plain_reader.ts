@@ -1,20 +1,25 @@
 /** Reads the plain bytes of a disk for others: from the page cache at once, else on other threads. */
 import { EAGAIN, EIO, EOPNOTSUPP, errnoName } from '../../ffi/errno.ts';
+import { Lane } from '../../ffi/lane.ts';
 import { shim } from '../../ffi/library.ts';
 import type { DiskFacts } from '../device/disk.ts';
 import { readAt } from '../stripe/async_file.ts';
 import type { Memory } from './channel.ts';
 import type { PlainReader } from './served_disk.ts';
 
+const THREADS = 8;
+
 export class DiskReader implements PlainReader {
+  private readonly lane = new Lane('disk', THREADS);
+
   constructor(private readonly facts: DiskFacts) {}
 
   async read(offset: number, memory: Memory, length: number): Promise<void> {
     const { facts } = this;
     const done = facts.direct ? 0 : this.readCached(offset, memory, length);
     if (done < length) {
-      const rest = memory.bytes.subarray(done, length);
-      const count = await readAt(facts, rest, offset + done);
+      const rest = { address: memory.address + done, length: length - done };
+      const count = await readAt(this.lane, facts, rest, offset + done);
       if (count < rest.length) throw systemError(-EIO);
     }
     if (facts.xts === 0) return;

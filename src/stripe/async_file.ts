@@ -1,6 +1,6 @@
-/** Reads and writes of whole ranges off the main thread, at places that suit the file. */
-import * as fs from 'node:fs';
-import { EAGAIN, EINTR } from '../../ffi/errno.ts';
+/** Reads and writes of whole ranges by a lane, at places that suit the file. */
+import { EAGAIN, EINTR, ENODATA, fileError } from '../../ffi/errno.ts';
+import type { Lane, Part } from '../../ffi/lane.ts';
 import type { DiskFacts } from '../device/disk.ts';
 
 /** What of an open file reads and writes need. */
@@ -14,48 +14,80 @@ export function descriptorFor(facts: FileFacts, offset: number, length: number):
 }
 
 /**
- * Fills `bytes` from a place in a file.
+ * Fills memory from a place in a file.
  * @returns how many bytes there were: fewer at the end of the file
  * @throws Error with a `code`
  */
-export async function readAt(facts: FileFacts, bytes: Uint8Array, offset: number): Promise<number> {
+export async function readAt(
+  lane: Lane,
+  facts: FileFacts,
+  to: Part,
+  offset: number,
+): Promise<number> {
+  return await transfer(facts, to, offset, (fd, rest, at) =>
+    call('read', () => lane.read(fd, rest, at)),
+  );
+}
+
+/**
+ * The same, but of a range that is a hole nothing is read.
+ * @returns null where it is one
+ */
+export async function readDataAt(
+  lane: Lane,
+  facts: FileFacts,
+  to: Part,
+  offset: number,
+): Promise<number | null> {
+  let isHole = false;
+  const readData: Transfer = async (fd, rest, at) => {
+    const result = await (at === offset ? lane.readData(fd, rest, at) : lane.read(fd, rest, at));
+    isHole = result === -ENODATA;
+    return isHole ? 0 : result;
+  };
+  const count = await transfer(facts, to, offset, (...of) => call('read', () => readData(...of)));
+  return isHole ? null : count;
+}
+
+/** Writes all of it. @throws Error with a `code` */
+export async function writeAt(
+  lane: Lane,
+  facts: FileFacts,
+  from: Part,
+  offset: number,
+): Promise<void> {
+  await transfer(facts, from, offset, (fd, rest, at) =>
+    call('write', () => lane.write(fd, rest, at)),
+  );
+}
+
+/** What was written before is on stable storage. @throws Error with a `code` */
+export async function syncFile(lane: Lane, fd: number): Promise<void> {
+  await call('fdatasync', () => lane.sync(fd));
+}
+
+type Transfer = (fd: number, rest: Part, offset: number) => Promise<number>;
+
+async function transfer(
+  facts: FileFacts,
+  { address, length }: Part,
+  offset: number,
+  move: Transfer,
+): Promise<number> {
   let done = 0;
-  while (done < bytes.length) {
-    const rest = bytes.subarray(done);
-    const fd = descriptorFor(facts, offset + done, rest.length);
-    const count = await call((end) => fs.read(fd, rest, 0, rest.length, offset + done, end));
+  while (done < length) {
+    const rest = { address: address + done, length: length - done };
+    const count = await move(descriptorFor(facts, offset + done, rest.length), rest, offset + done);
     if (count === 0) break;
     done += count;
   }
   return done;
 }
 
-/** Writes all of `bytes`. @throws Error with a `code` */
-export async function writeAt(facts: FileFacts, bytes: Uint8Array, offset: number): Promise<void> {
-  let done = 0;
-  while (done < bytes.length) {
-    const rest = bytes.subarray(done);
-    const fd = descriptorFor(facts, offset + done, rest.length);
-    done += await call((end) => fs.write(fd, rest, 0, rest.length, offset + done, end));
-  }
-}
-
-/** What was written before is on stable storage. @throws Error with a `code` */
-export async function syncFile(fd: number): Promise<void> {
-  await call((end) => fs.fdatasync(fd, (error) => end(error, 0)));
-}
-
-type End = (error: NodeJS.ErrnoException | null, count: number) => void;
-
-async function call(start: (end: End) => void): Promise<number> {
+async function call(name: string, start: () => Promise<number>): Promise<number> {
   for (;;) {
-    try {
-      return await new Promise((resolve, reject) => {
-        start((error, count) => (error ? reject(error) : resolve(count)));
-      });
-    } catch (error) {
-      const { errno = 0 } = error as NodeJS.ErrnoException;
-      if (Math.abs(errno) !== EINTR && Math.abs(errno) !== EAGAIN) throw error;
-    }
+    const result = await start();
+    if (result >= 0) return result;
+    if (result !== -EINTR && result !== -EAGAIN) throw fileError(name, result);
   }
 }

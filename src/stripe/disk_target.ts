@@ -1,6 +1,7 @@
 /** The disk as main fills it: through the same open files as the queues, encrypted where it is. */
 import { closeSync, constants, openSync } from 'node:fs';
-import { EOPNOTSUPP, failed } from '../../ffi/errno.ts';
+import { EOPNOTSUPP, failed, fileError } from '../../ffi/errno.ts';
+import { Lane } from '../../ffi/lane.ts';
 import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import type { DiskFacts } from '../device/disk.ts';
@@ -12,10 +13,15 @@ const PUNCH_HOLE = 0x02 | 0x01;
 /** Ciphered in one go: a fraction of a millisecond of the main thread. */
 const CIPHER_BYTES = 1 << 20;
 const ZERO_BYTES = 1 << 20;
+/** Writes at once. */
+const THREADS = 8;
 
 export class DiskTarget implements TargetDisk {
   private canPunch: boolean;
   private zeroes: NativeBuffer | null = null;
+  private readonly lane = new Lane('disk', THREADS);
+  /** Behind no write. */
+  private readonly syncLane = new Lane('sync', 1);
   private readonly syncFd: number;
 
   constructor(private readonly facts: DiskFacts) {
@@ -24,6 +30,8 @@ export class DiskTarget implements TargetDisk {
   }
 
   close(): void {
+    this.lane.close();
+    this.syncLane.close();
     if (this.syncFd !== this.facts.fd) closeSync(this.syncFd);
   }
 
@@ -35,28 +43,29 @@ export class DiskTarget implements TargetDisk {
       const length = Math.min(CIPHER_BYTES, bytes.length - at);
       encrypt(xts, offset + at, length, address + at, address + at);
     }
-    await writeAt(this.facts, bytes, offset);
+    await writeAt(this.lane, this.facts, { address, length: bytes.length }, offset);
   }
 
   async zero(offset: number, length: number): Promise<void> {
-    const { fd, xts } = this.facts;
+    const { lane, facts } = this;
+    const { fd, xts } = facts;
     if (this.canPunch) {
-      const result = shim.ubiblk_fallocate(fd, PUNCH_HOLE, offset, length);
+      const result = await lane.allocate(fd, PUNCH_HOLE, offset, length);
       if (result === 0) return;
-      if (result !== -EOPNOTSUPP) throw failed('fallocate', result);
+      if (result !== -EOPNOTSUPP) throw fileError('fallocate', result);
       this.canPunch = false;
     }
     const zeroes = this.zeroBuffer();
     for (let at = 0; at < length; at += ZERO_BYTES) {
       const part = Math.min(ZERO_BYTES, length - at);
       if (xts === 0) {
-        await writeAt(this.facts, new Uint8Array(zeroes.window(0, part)), offset + at);
+        await writeAt(lane, facts, { address: zeroes.address, length: part }, offset + at);
         continue;
       }
       const buffer = new NativeBuffer(part);
       encrypt(xts, offset + at, part, zeroes.address, buffer.address);
       try {
-        await writeAt(this.facts, new Uint8Array(buffer.window()), offset + at);
+        await writeAt(lane, facts, buffer, offset + at);
       } finally {
         buffer.free();
       }
@@ -65,7 +74,7 @@ export class DiskTarget implements TargetDisk {
 
   async sync(): Promise<void> {
     // Also of files opened O_DSYNC: holes aren't writes.
-    await syncFile(this.syncFd);
+    await syncFile(this.syncLane, this.syncFd);
   }
 
   /** Never written to: its pages take no memory. */

@@ -1,5 +1,4 @@
 /** A lazy disk in the main thread: its metadata, its source, and the coordinator over the real files. */
-import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import type { StripeSource as SourceConfig } from '../config/device_config.ts';
 import type { Disk, DiskFacts } from '../device/disk.ts';
@@ -47,8 +46,6 @@ export interface LazyStart {
 const BUFFERS_BYTES = 64 << 20;
 const MAX_BUFFERS = 16;
 const MIN_BUFFERS = 2;
-/** Reads and writes of stripes at once. */
-const FILE_THREADS = 8;
 
 const systemClock: Clock = {
   now: () => performance.now(),
@@ -154,7 +151,8 @@ export class LazyDisk {
   }
 
   private closeImage(): void {
-    this.image?.disk.close();
+    // Nobody waits for it: a source that hangs may hang in this, too.
+    this.image?.release();
     this.image = null;
   }
 }
@@ -188,7 +186,6 @@ export async function openLazyDisk(
   openSource: OpenSource,
   log: Log,
 ): Promise<LazyDisk> {
-  shim.ubiblk_file_threads(FILE_THREADS);
   const { directIo, writeThrough, metadataPath } = config;
   const { sizeBytes, xts, readOnly } = disk.facts;
   const metadata = await openMetadata(

@@ -3,6 +3,7 @@
  * like the data, its sectors numbered from the file's start. It is opened, and locked, as the data file is.
  */
 import { failed } from '../../ffi/errno.ts';
+import { Lane } from '../../ffi/lane.ts';
 import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { type Disk, type DiskFacts, openDisk } from '../device/disk.ts';
@@ -36,6 +37,8 @@ const remedy = "make it with 'ubiblk metadata init'";
 /** The plain bytes of an open file, whatever they are. */
 export class MetadataFile implements MetadataStore {
   readonly unitBytes: number;
+  /** Metadata is written in order anyway. */
+  private readonly lane = new Lane('metadata', 1);
 
   /** @param facts of the open file; `logicalBlock` makes the unit */
   constructor(
@@ -55,7 +58,7 @@ export class MetadataFile implements MetadataStore {
     for (let at = 0; at < length; at += PIECE_BYTES) {
       const size = Math.min(PIECE_BYTES, length - at);
       const count = await inPiece(size, async (buffer, window) => {
-        const count = await readAt(this.facts, window, offset + at);
+        const count = await readAt(this.lane, this.facts, buffer, offset + at);
         const whole = count - (count % METADATA_SECTOR);
         this.cipher(shim.ubiblk_xts_decrypt, offset + at, whole, buffer);
         bytes.set(window.subarray(0, whole), at);
@@ -72,13 +75,23 @@ export class MetadataFile implements MetadataStore {
       await inPiece(part.length, async (buffer, window) => {
         window.set(part);
         this.cipher(shim.ubiblk_xts_encrypt, offset + at, part.length, buffer);
-        await writeAt(this.facts, window, offset + at);
+        await writeAt(this.lane, this.facts, buffer, offset + at);
       });
     }
   }
 
   async sync(): Promise<void> {
-    if (!this.facts.writeThrough) await syncFile(this.facts.fd);
+    if (!this.facts.writeThrough) await this.settle();
+  }
+
+  /** Whatever the file holds is on stable storage, also what others wrote. */
+  async settle(): Promise<void> {
+    await syncFile(this.lane, this.facts.fd);
+  }
+
+  /** Ends its thread; the file is the caller's. */
+  close(): void {
+    this.lane.close();
   }
 
   private cipher(
@@ -133,6 +146,11 @@ export async function openMetadata(
     { path, directIo, writeThrough, ioEngine: 'sync', remedy, ...look },
     log,
   );
+  const store = new MetadataFile(disk.facts, xts);
+  const close = async () => {
+    store.close();
+    disk.close();
+  };
   try {
     if (use === 'serve' && disk.facts.readOnly) {
       throw new UserError(
@@ -141,19 +159,18 @@ export async function openMetadata(
       );
     }
     // What a server wrote that was killed may be in the cache alone; guests' data will rely on it.
-    if (use === 'serve') await syncBefore(path, disk.facts.fd);
-    const store = new MetadataFile(disk.facts, xts);
+    if (use === 'serve') await settle(path, store);
     const parsed = await load(disk, store, diskBytes, use === 'look' ? 2 : 1);
-    return { ...parsed, store, close: async () => disk.close() };
+    return { ...parsed, store, close };
   } catch (error) {
-    disk.close();
+    await close();
     throw error;
   }
 }
 
-async function syncBefore(path: string, fd: number): Promise<void> {
+async function settle(path: string, file: MetadataFile): Promise<void> {
   try {
-    await syncFile(fd);
+    await file.settle();
   } catch (error) {
     throw new UserError(`'${path}' can't be made durable: ${errorName(error)}`);
   }

@@ -9,6 +9,7 @@ import {
   fsync,
   ftruncateSync,
   lstatSync,
+  readSync,
   type Stats,
   statSync,
 } from 'node:fs';
@@ -19,7 +20,6 @@ import { type Disk, type DiskFacts, openDisk } from '../device/disk.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { NewFile } from '../new_file.ts';
-import { readAt } from './async_file.ts';
 import { MetadataFile, readMetadata } from './metadata_file.ts';
 import {
   countStripes,
@@ -88,21 +88,23 @@ async function makeNew(metadata: NewMetadata): Promise<void> {
   openLibrary();
   const { path, layout, xts } = metadata;
   const file = new NewFile(path);
+  const facts = {
+    fd: file.fd,
+    bufferedFd: -1,
+    directOffsetAlign: 1,
+    logicalBlock: METADATA_SECTOR,
+    writeThrough: false,
+  };
+  const map = new MetadataFile(facts, xts);
   try {
     fchmodSync(file.fd, MODE);
     reserve(file.fd, path, 0, layout.sizeBytes);
-    const facts = {
-      fd: file.fd,
-      bufferedFd: -1,
-      directOffsetAlign: 1,
-      logicalBlock: METADATA_SECTOR,
-      writeThrough: false,
-    };
-    await writeRange(new MetadataFile(facts, xts), metadata, 0, layout.sizeBytes, layout.sizeBytes);
+    await writeRange(map, metadata, 0, layout.sizeBytes, layout.sizeBytes);
     if (!(await file.commitAsNew())) {
       throw new UserError(`'${path}' has been made by another process meanwhile; try again`);
     }
   } finally {
+    map.close();
     file.discard();
   }
 }
@@ -111,10 +113,10 @@ async function rewrite(metadata: NewMetadata, log: Log): Promise<void> {
   const { path, layout, xts, force, diskBytes } = metadata;
   const options = { path, ioEngine: 'sync', directIo: false, writeThrough: false } as const;
   const disk = await openDisk({ ...options, lockWaitMs: LOCK_WAIT_MS, anySize: true }, log);
+  const { facts } = disk;
+  const file = new MetadataFile(facts, xts);
   try {
-    const { facts } = disk;
     if (facts.readOnly) throw new UserError(`'${path}' may not be written; allow it`);
-    const file = new MetadataFile(facts, xts);
     if (!force) await refuseLoss(disk, file, diskBytes);
     const sizeBytes = facts.isBlockDevice ? deviceSize(disk, layout) : makeRoom(disk, layout, log);
     const { unitBytes } = file;
@@ -125,6 +127,7 @@ async function rewrite(metadata: NewMetadata, log: Log): Promise<void> {
     await writeRange(file, metadata, 0, unitBytes, sizeBytes);
     await syncWhole(facts.fd);
   } finally {
+    file.close();
     disk.close();
   }
 }
@@ -157,7 +160,7 @@ async function refuseLoss(
 async function isBlank(facts: DiskFacts, file: MetadataFile): Promise<boolean> {
   const isZero = (bytes: Uint8Array) => bytes.every((byte) => byte === 0);
   const raw = new Uint8Array(Math.min(METADATA_SECTOR, facts.sizeBytes));
-  await readAt(facts, raw, 0);
+  readSync(facts.fd, raw, 0, raw.length, 0);
   if (isZero(raw)) return true;
   const plain = await file.read(0, file.unitBytes);
   return plain.length > 0 && isZero(plain.subarray(0, METADATA_SECTOR));

@@ -113,6 +113,7 @@ export interface Failing {
 export interface Status {
   stripes: { total: number; source: number; no_source: number; fetched: number };
   failing: Failing[];
+  slow: { stripe: number; seconds: number }[];
   queued: number;
   in_flight: number;
   metadata_failing: boolean;

@@ -1,14 +1,16 @@
 /** Stripes from a raw image: a file or block device, read and never written. */
-import { fstatSync } from 'node:fs';
-import { EINVAL, ENXIO } from '../../../ffi/errno.ts';
-import { shim } from '../../../ffi/library.ts';
+import { EINVAL } from '../../../ffi/errno.ts';
+import { Lane } from '../../../ffi/lane.ts';
 import { type Disk, openDisk } from '../../device/disk.ts';
 import type { Log } from '../../log.ts';
-import { readAt } from '../async_file.ts';
+import { readAt, readDataAt } from '../async_file.ts';
 import type { StripeBuffer, StripeSource } from '../interfaces.ts';
 
 /** What the user can do about an image that isn't there. */
 export const IMAGE_REMEDY = 'name the image that the disk is to be filled from';
+
+/** At least as many as stripes are fetched at once: one that hangs keeps none from the others. */
+const THREADS = 16;
 
 export interface RawSourceOptions {
   path: string;
@@ -21,7 +23,7 @@ export interface RawSourceOptions {
 export class RawSource implements StripeSource {
   readonly description: string;
   readonly sizeBytes: number;
-  private canFindHoles = true;
+  private readonly lane = new Lane('source', THREADS);
   /** The disk's file, where it may share blocks with the image; -1 where it can't. */
   private sharing = -1;
   /** Is told of the close of an image that is kept. */
@@ -47,10 +49,12 @@ export class RawSource implements StripeSource {
   async read(stripe: number, buffer: StripeBuffer): Promise<boolean> {
     const offset = stripe * this.stripeBytes;
     const wanted = Math.min(buffer.bytes.length, this.sizeBytes - offset);
-    if (this.isHole(offset, wanted)) return false;
-    const count = await readAt(this.disk.facts, buffer.bytes.subarray(0, wanted), offset);
+    const { path, facts } = this.disk;
+    const to = { address: buffer.address, length: wanted };
+    const read = facts.isBlockDevice ? readAt : readDataAt;
+    const count = await read(this.lane, facts, to, offset);
+    if (count === null) return false;
     if (count < wanted) {
-      const { path } = this.disk;
       throw new Error(`'${path}' ends before ${offset + wanted}: it was cut after it was opened`);
     }
     buffer.bytes.fill(0, wanted);
@@ -62,12 +66,9 @@ export class RawSource implements StripeSource {
     if (!this.disk.facts.isBlockDevice) this.sharing = fd;
   }
 
-  async copy(stripe: number, offset: number, length: number): Promise<boolean> {
+  async copy(_stripe: number, offset: number, length: number): Promise<boolean> {
     if (this.sharing < 0 || offset + length > this.sizeBytes) return false;
-    const from = stripe * this.stripeBytes;
-    const result = shim.ubiblk_file_clone(this.sharing, offset, this.disk.facts.fd, from, length);
-    // It took the main thread's time: others get their turn first.
-    await new Promise(setImmediate);
+    const result = await this.lane.clone(this.sharing, this.disk.facts.fd, offset, length);
     if (result === 0) return true;
     // A range that isn't whole blocks is carried; where nothing can be shared, nothing is asked again.
     if (result !== -EINVAL) this.sharing = -1;
@@ -76,18 +77,15 @@ export class RawSource implements StripeSource {
 
   async close(): Promise<void> {
     if (this.kept) this.onClose();
-    else this.disk.close();
+    else await this.release();
   }
 
-  private isHole(offset: number, length: number): boolean {
-    if (!this.canFindHoles || this.disk.facts.isBlockDevice) return false;
-    const { fd } = this.disk.facts;
-    const data = shim.ubiblk_file_next_data(fd, offset) as number;
-    if (data >= 0) return data >= offset + length;
-    // Behind the end of a file that was cut there is no data either.
-    if (data === -ENXIO) return fstatSync(fd).size >= offset + length;
-    this.canFindHoles = false;
-    return false;
+  /** Closes the image's files. */
+  async release(): Promise<void> {
+    const { fd, bufferedFd } = this.disk.facts;
+    const open = [fd, bufferedFd].filter((each) => each >= 0);
+    await Promise.all(open.map((each) => this.lane.closeFile(each)));
+    this.lane.close();
   }
 }
 

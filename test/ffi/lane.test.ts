@@ -1,0 +1,62 @@
+/** Calls on files by threads of the shim: results come back to whoever asked, and lanes don't wait for each other. */
+import { afterAll, expect, test } from 'bun:test';
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { EBADF, ENODATA } from '../../ffi/errno.ts';
+import { Lane } from '../../ffi/lane.ts';
+import { openLibrary } from '../../ffi/library.ts';
+import { NativeBuffer } from '../../ffi/memory.ts';
+
+openLibrary();
+const folder = mkdtempSync(join(tmpdir(), 'ubiblk-lane-'));
+const fd = openSync(join(folder, 'file'), 'wx+');
+const BLOCK = 4096;
+const BLOCKS = 1000;
+ftruncateSync(fd, BLOCKS * BLOCK);
+const memory = new NativeBuffer(BLOCKS * BLOCK);
+const bytes = new Uint8Array(memory.window());
+const part = (i: number) => ({ address: memory.address + i * BLOCK, length: BLOCK });
+const blocks = Array.from({ length: BLOCKS }, (_, i) => i);
+
+afterAll(() => {
+  memory.free();
+  closeSync(fd);
+  rmSync(folder, { recursive: true });
+});
+
+test('each of many calls at once gets its own result', async () => {
+  const lanes = [1, 4].map((threads) => new Lane('test', threads));
+  for (const i of blocks) bytes.fill(i % 251, i * BLOCK, (i + 1) * BLOCK);
+  const write = (i: number) => lanes[i % 2].write(fd, { ...part(i), length: 1 + i }, i * BLOCK);
+  expect(await Promise.all(blocks.map(write))).toEqual(blocks.map((i) => 1 + i));
+  bytes.fill(0);
+  const read = (i: number) => lanes[i % 2].read(fd, { ...part(i), length: 1 + i }, i * BLOCK);
+  expect(await Promise.all(blocks.map(read))).toEqual(blocks.map((i) => 1 + i));
+  for (const i of blocks) expect(bytes[i * BLOCK + i]).toBe(i % 251);
+  for (const lane of lanes) lane.close();
+});
+
+test('errors are results', async () => {
+  const lane = new Lane('test', 1);
+  expect(await lane.read(-1, part(0), 0)).toBe(-EBADF);
+  expect(await lane.sync(-1)).toBe(-EBADF);
+  expect(await lane.sync(fd)).toBe(0);
+  lane.close();
+});
+
+test('a hole is told, not read', async () => {
+  const lane = new Lane('test', 1);
+  const empty = openSync(join(folder, 'empty'), 'wx+');
+  ftruncateSync(empty, BLOCK);
+  expect(await lane.readData(empty, part(0), 0)).toBe(-ENODATA);
+  expect(await lane.closeFile(empty)).toBe(0);
+  expect(await lane.closeFile(empty)).toBe(-EBADF);
+  lane.close();
+});
+
+test('a closed lane takes nothing more', () => {
+  const lane = new Lane('test', 1);
+  lane.close();
+  expect(() => lane.sync(fd)).toThrow("'test' is closed");
+});
