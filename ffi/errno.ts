@@ -40,7 +40,8 @@ export function failed(call: string, result: number): Error {
   return new Error(`${call} failed with ${errnoName(result)}`);
 }
 
-/** One that somebody may want to tell from others, by its `code`. */
+/** One that a user may see, and that is told from others by its `code`. */
 export function fileError(call: string, result: number): Error {
-  return Object.assign(failed(call, result), { code: errnoName(result) });
+  const code = errnoName(result);
+  return Object.assign(new Error(`${code}: ${call} failed`), { code });
 }

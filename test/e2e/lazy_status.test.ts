@@ -254,6 +254,7 @@ for (const { io_engine, encrypted, waiting } of ends) {
       away.begin();
       const user = waiting ? load(bed, server, lazy) : null;
       await failed(server, 2);
+      while (user && !/ in flight\n/.test(await rpcText(bed, lazy.rpc, 'queues')));
       server.child.signal('SIGTERM');
       expect(await server.child.exit(10_000)).toBe(0);
       expect([server.socket, lazy.rpc].filter(existsSync)).toEqual([]);

@@ -58,6 +58,7 @@ export class Timeline implements Clock {
 
   /** Nothing of what was planned happens any more. */
   clear(): void {
+    drainMicrotasks();
     this.heap = [];
   }
 
