@@ -227,6 +227,17 @@ int ubiblk_fdatasync(int fd)
     return fdatasync(fd) < 0 ? -errno : 0;
 }
 
+/* When a file was made, in nanoseconds since 1970; 0 where the file system doesn't say. */
+int64_t ubiblk_file_birth(int fd)
+{
+    struct statx status;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &status) < 0)
+        return -errno;
+    if (!(status.stx_mask & STATX_BTIME))
+        return 0;
+    return (int64_t)status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec;
+}
+
 /* Has the kernel read a range into the page cache, soon. */
 int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length)
 {

@@ -117,7 +117,7 @@ static size_t descriptor_bytes(uint32_t depth)
 /* Maps the request descriptors of a queue, which the kernel writes; returns their address. */
 int64_t ubiblk_ublk_map(int fd, uint32_t queue, uint32_t depth)
 {
-    off_t offset = (off_t)queue * DESCRIPTORS_PER_QUEUE * DESCRIPTOR_BYTES;
+    off_t offset = (off_t)queue * (off_t)descriptor_bytes(DESCRIPTORS_PER_QUEUE);
     void *address =
         mmap(NULL, descriptor_bytes(depth), PROT_READ, MAP_SHARED | MAP_POPULATE, fd, offset);
     return address == MAP_FAILED ? -errno : (int64_t)(uintptr_t)address;

@@ -55,6 +55,7 @@ const SYMBOLS = {
   ubiblk_pread_cached: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_pwrite: { args: ['i32', 'u64', 'u64', 'u64'], returns: FFIType.i64_fast },
   ubiblk_fallocate: { args: ['i32', 'i32', 'u64', 'u64'], returns: 'i32' },
+  ubiblk_file_birth: { args: ['i32'], returns: FFIType.i64 },
   ubiblk_file_expect: { args: ['i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },
   ubiblk_lanes_start: { args: [], returns: 'i32' },

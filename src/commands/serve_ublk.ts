@@ -1,18 +1,30 @@
 import { resolve } from 'node:path';
 import { errnoName } from '../../ffi/errno.ts';
-import { shim } from '../../ffi/library.ts';
-import type { DeviceConfig } from '../config/device_config.ts';
+import { openLibrary, shim } from '../../ffi/library.ts';
+import type { DeviceConfig, UblkRecovery } from '../config/device_config.ts';
 import type { Disk } from '../device/disk.ts';
 import { RequestBoard } from '../device/request_board.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
 import { UblkControlThread } from '../frontend/ublk/control_thread.ts';
 import type { FoundDevice } from '../frontend/ublk/control_worker.ts';
-import { describeHolders, type Holders, holdersOf } from '../frontend/ublk/holders.ts';
-import { identityOf } from '../frontend/ublk/identity.ts';
-import { bestMode, modeOf, recoveryOf, refuseImpossibleMode } from '../frontend/ublk/modes.ts';
+import { describeHolders, type Holders } from '../frontend/ublk/holders.ts';
+import { identityOf, randomIdentity } from '../frontend/ublk/identity.ts';
+import {
+  bestMode,
+  bestRecovery,
+  modeOf,
+  recoveryOf,
+  refuseImpossibleMode,
+  refuseImpossibleRecovery,
+} from '../frontend/ublk/modes.ts';
 import type { UblkDevice, UblkOptions } from '../frontend/ublk/options.ts';
 import { deviceParams, refuseOtherDisk } from '../frontend/ublk/params.ts';
-import { blockPath, type DeviceParams, MAX_QUEUE_DEPTH } from '../frontend/ublk/protocol.ts';
+import {
+  blockPath,
+  type DeviceInfo,
+  type DeviceParams,
+  MAX_QUEUE_DEPTH,
+} from '../frontend/ublk/protocol.ts';
 import { startUblkQueues, type UblkServer } from '../frontend/ublk/server.ts';
 import { noteFolder, removeNote, writeNote } from '../frontend/ublk/state_file.ts';
 import { checkLinkPlace, makeLink, removeLink } from '../frontend/ublk/symlink.ts';
@@ -48,13 +60,13 @@ const BUSY_TELL_MS = 500;
 
 /** `ubiblk serve ublk`: serves one disk as /dev/ublkbN until SIGTERM or SIGINT (docs/serve-ublk.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
+  becomeIoThread(log);
   const link = linkOf(args);
   const stopTimeoutMs = secondsOf(args, 'stop-timeout', DEFAULT_STOP_TIMEOUT_S, 0) * 1000;
   const settings = await readSettings(args, log);
-  const { config } = settings;
   let disk: Disk;
   try {
-    checkConfig(config, args);
+    checkConfig(settings.config, args);
     disk = await openServedDisk(settings, log);
   } catch (error) {
     settings.wipeSecrets();
@@ -62,6 +74,16 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   }
   const command = new ServeUblk(args, settings, disk, link, stopTimeoutMs, log);
   return await command.run();
+}
+
+/**
+ * What our memory is needed for may be what frees memory: nothing of it may wait for our own disk. Threads
+ * that are made from here on inherit it, the runtime's for files among them.
+ */
+function becomeIoThread(log: Log): void {
+  openLibrary();
+  const result = shim.ubiblk_io_flusher();
+  if (result < 0) log.debug(`PR_SET_IO_FLUSHER: ${errnoName(result)}`);
 }
 
 function linkOf(args: Arguments): string | undefined {
@@ -89,14 +111,25 @@ function checkConfig(config: DeviceConfig, args: Arguments): void {
   }
 }
 
+/** A device that is served, or about to be. */
+interface Serving {
+  control: UblkControlThread;
+  device: UblkDevice;
+  options: UblkOptions;
+  server: UblkServer;
+}
+
 /** What was made of the command line, and what has to be taken back at the end. */
 class ServeUblk {
   private readonly config: DeviceConfig;
   private lazy: LazyDisk | null = null;
   private rpc: RpcServer | null = null;
   private readonly signals: StopSignals;
-  private readonly left: Promise<undefined>;
+  private readonly toLeave = Promise.withResolvers<undefined>();
+  /** Whether the device is left to a successor at the end. */
   private keep: boolean;
+  private ending = false;
+  private recovery: UblkRecovery = 'off';
   /** Of the data file and the configuration: the working directory will be another one. */
   private readonly places: { disk: string; config: string };
 
@@ -113,72 +146,38 @@ class ServeUblk {
     this.keep = args.has('keep-device');
     this.places = { disk: resolve(config.path), config: resolve(config.file) };
     this.signals = new StopSignals(log, this.keep ? 0 : 1);
-    const left = Promise.withResolvers<undefined>();
-    this.left = left.promise;
-    process.on('SIGUSR2', () => {
-      if (config.ublkRecovery === 'off') {
-        log.warn("SIGUSR2 is ignored: with 'ublk_recovery: off' the device can't be kept");
-        return;
-      }
-      log.info('SIGUSR2: leaving the device to a successor');
-      this.keep = true;
-      left.resolve(undefined);
-    });
+    process.on('SIGUSR2', () => this.askedToLeave());
   }
 
   async run(): Promise<number> {
     const { config, args, log, disk } = this;
+    const rpcPath = config.rpcSocketPath && resolve(config.rpcSocketPath);
+    await refuseBusySocket(rpcPath);
+    if (args.has('check')) return await this.check();
+    // Not before nobody uses the disk any more.
     let idle = true;
     try {
       const control = await UblkControlThread.start(log);
-      const rpcPath = config.rpcSocketPath && resolve(config.rpcSocketPath);
-      await refuseBusySocket(rpcPath);
-      const identity = this.identity();
-      const found = await control.call('find', identity);
-      const queues = found
-        ? found.info.queues
-        : Math.min(config.numQueues, highestPossibleCpu() + 1);
+      const unprivileged = args.has('unprivileged');
+      const { fd, readOnly } = disk.facts;
+      const identity = fd < 0 ? randomIdentity() : identityOf(config.deviceId, fd);
+      const found = await control.call('find', identity, unprivileged, !readOnly);
+      const queues = found?.info.queues ?? this.queues;
       this.lazy = await openLazy(disk, this.settings, queues, log);
       const options = await this.options(control, found);
-      if (args.has('check')) {
-        writeOutput(`OK: ${diskDescription(disk)}, to serve as a ublk device\n`);
-        return 0;
-      }
       await unlinkKek(args);
-      this.becomeIoThread();
+      this.settleDown();
+      if (this.signals.stopping) return 0;
       idle = false;
       const device = await control.call('attach', options, identity, found?.info ?? null);
-      const { depth } = device.info;
-      if (device.info.queues !== queues) {
-        await control.call('release', device.charFd);
-        await control.call('delete', device.info.id, false);
-        idle = true;
-        throw new UserError(
-          `the kernel gives the device ${device.info.queues} queues instead of ${queues}; set ` +
-            `'num_queues: ${device.info.queues}'`,
-        );
-      }
-      const board = new RequestBoard(queues, depth);
-      const { lazy } = this;
-      const status = lazy ? () => lazy.status : () => null;
-      this.rpc = await startRpc(rpcPath, { version, status, board }, log);
-      const { ioEngine, cpus } = options;
-      const server = await startUblkQueues(
-        control,
-        device,
-        { facts: disk.facts, ioEngine, ...(cpus && { cpus }) },
-        board,
-        lazy,
-        log,
-      );
-      const failure = await this.serve(control, server, device, options);
+      this.recovery = recoveryOf(device.info.flags);
+      const serving = await this.begin(control, device, options, rpcPath);
+      const failure = await this.serve(serving);
       if (failure) {
         log.error(failure.message);
         return 1;
       }
       idle = true;
-      disk.sync();
-      log.info(this.keep ? 'stopped; the device waits for its next server' : 'stopped');
       return 0;
     } finally {
       this.rpc?.stop();
@@ -189,10 +188,25 @@ class ServeUblk {
     }
   }
 
-  private identity(): bigint {
-    const { fd } = this.disk.facts;
-    // Nobody misses what a disk of nothing held.
-    return fd < 0 ? identityOf(`null ${process.pid}`, 0) : identityOf(this.config.deviceId, fd);
+  /** The kernel makes no more queues than there can be processors. */
+  private get queues(): number {
+    return Math.min(this.config.numQueues, highestPossibleCpu() + 1);
+  }
+
+  /** `--check`: no device is looked for, and none is made. */
+  private async check(): Promise<number> {
+    const { disk, log } = this;
+    try {
+      const control = await UblkControlThread.start(log);
+      this.lazy = await openLazy(disk, this.settings, this.queues, log);
+      const options = await this.options(control, null);
+      await control.call('check', options);
+      writeOutput(`OK: ${diskDescription(disk)}, to serve as a ublk device\n`);
+      return 0;
+    } finally {
+      await this.lazy?.close();
+      disk.close();
+    }
   }
 
   /** What the device is made with; of one that is there already most is as it is. */
@@ -200,7 +214,7 @@ class ServeUblk {
     control: UblkControlThread,
     found: FoundDevice | null,
   ): Promise<UblkOptions> {
-    const { config, disk, lazy, args, log } = this;
+    const { config, disk, lazy, args } = this;
     const { facts } = disk;
     const unprivileged = args.has('unprivileged');
     const kind = { facts, lazy: lazy !== null };
@@ -210,83 +224,133 @@ class ServeUblk {
       ? modeOf(found.info.flags)
       : (config.ublkMode ?? bestMode(kind, choice, features));
     if (found || config.ublkMode) refuseImpossibleMode(mode, kind, choice);
+    if (config.ublkRecovery) refuseImpossibleRecovery(config.ublkRecovery, choice);
     const options: UblkOptions = {
       deviceId: config.deviceId,
-      numQueues: found?.info.queues ?? Math.min(config.numQueues, highestPossibleCpu() + 1),
+      numQueues: found?.info.queues ?? this.queues,
       queueSize: found?.info.depth ?? config.queueSize,
       maxIoBytes: found?.info.maxIoBytes ?? config.segSizeMax ?? DEFAULT_MAX_IO_BYTES,
       mode,
-      recovery: found ? recoveryOf(found.info.flags) : config.ublkRecovery,
+      recovery: found
+        ? recoveryOf(found.info.flags)
+        : (config.ublkRecovery ?? bestRecovery(kind, choice, features)),
       unprivileged,
       ...(config.cpus && { cpus: config.cpus }),
       ioEngine: config.ioEngine,
       stripeBytes: lazy?.start.options.stripeBytes ?? 0,
     };
-    if (found?.params) {
-      const now = deviceParams(facts, options, options.maxIoBytes);
-      refuseOtherDisk(found.info, found.params, now);
-      if (found.info.queues !== config.numQueues || found.info.depth !== config.queueSize) {
-        log.warn(
-          `${blockPath(found.info.id)} keeps its ${found.info.queues} queues of ` +
-            `${found.info.depth} requests, whatever the configuration says`,
-        );
-      }
+    if (this.keep && options.recovery === 'off') {
+      throw new UserError("a device without recovery can't be kept; leave --keep-device out");
     }
+    if (found?.params) this.compare(found.info, found.params, options);
     return options;
   }
 
-  /**
-   * What our memory is needed for may be what frees memory: nothing of it may wait for our own disk.
-   * Before the threads of the queues are made, which inherit it.
-   */
-  private becomeIoThread(): void {
-    const flusher = shim.ubiblk_io_flusher();
-    if (flusher < 0) this.log.debug(`PR_SET_IO_FLUSHER: ${errnoName(flusher)}`);
+  /** @throws UserError where the device that was found is of another disk */
+  private compare(info: DeviceInfo, params: DeviceParams, options: UblkOptions): void {
+    const { config, disk, log } = this;
+    refuseOtherDisk(info, params, deviceParams(disk.facts, options, options.maxIoBytes));
+    if (info.queues === config.numQueues && info.depth === config.queueSize) return;
+    log.warn(
+      `${blockPath(info.id)} keeps its ${info.queues} queues of ${info.depth} requests, whatever the ` +
+        'configuration says',
+    );
+  }
+
+  /** From here on nothing is looked up by its path, and what is used stays in memory. */
+  private settleDown(): void {
     const locked = shim.ubiblk_lock_memory();
     if (locked < 0) this.log.debug(`mlockall: ${errnoName(locked)}`);
     process.chdir('/');
   }
 
-  private async serve(
+  /** Starts the queues of a device. */
+  private async begin(
     control: UblkControlThread,
-    server: UblkServer,
     device: UblkDevice,
     options: UblkOptions,
-  ): Promise<Error | undefined> {
-    const { signals, lazy, log, disk } = this;
-    const { id } = device.info;
-    const params = deviceParams(disk.facts, options, options.maxIoBytes);
-    let failure = await Promise.race([this.start(control, server, device, params), server.failed]);
+    rpcPath: string | undefined,
+  ): Promise<Serving> {
+    const { lazy, log, disk } = this;
+    const { queues, depth } = device.info;
+    if (queues !== options.numQueues) {
+      await control.call('delete', device, false);
+      throw new UserError(
+        `the kernel gives the device ${queues} queues instead of ${options.numQueues}; set ` +
+          `'num_queues: ${queues}'`,
+      );
+    }
+    const board = new RequestBoard(queues, depth);
+    const status = lazy ? () => lazy.status : () => null;
+    this.rpc = await startRpc(rpcPath, { version, status, board }, log);
+    const { ioEngine, cpus } = options;
+    const used = { facts: disk.facts, ioEngine, ...(cpus && { cpus }) };
+    const server = await startUblkQueues(control, device, used, board, lazy, log);
+    return { control, device, options, server };
+  }
+
+  /** Serves until the end. @returns the error of a thread that died */
+  private async serve(serving: Serving): Promise<Error | undefined> {
+    const { signals, toLeave, log, disk } = this;
+    const { server, device, control } = serving;
+    const path = blockPath(device.info.id);
+    const failure = await Promise.race([this.start(serving), server.failed]);
     if (failure) return failure;
-    this.show(device);
+    if (!signals.stopping) this.show(device);
     const end = await Promise.race([
-      signals.stop.then(() => 'stop' as const),
-      this.left.then(() => 'leave' as const),
+      signals.stop.then(() => (this.keep ? ('leave' as const) : ('stop' as const))),
+      toLeave.promise.then(() => 'leave' as const),
       server.ended.then(() => 'ended' as const),
       server.failed,
     ]);
+    this.ending = true;
     notifyServiceManager('STOPPING=1');
     if (end instanceof Error) return end;
-    if (end === 'ended') {
-      log.info(`'${blockPath(id)}' was removed by somebody else`);
-      await server.delete(true);
-    } else if (this.keep) {
-      failure = await server.leave();
+    if (end === 'stop') return await this.stop(serving);
+    if (end === 'leave') {
+      const died = await server.leave();
+      if (died) return died;
+      disk.sync();
+      log.info('stopped; the device waits for its next server');
+    } else if (await control.call('waits', device.info.id)) {
+      disk.sync();
+      log.info(`'${path}' was taken out of our hands, for its next server`);
     } else {
-      const free = await this.whenFree(id);
-      failure = await impatiently(lazy, server.stop(!free));
+      log.info(`'${path}' was removed by somebody else`);
+      this.hide(device.info.id);
+      await server.delete(true);
+      disk.sync();
     }
-    if (!this.keep) this.hide(id);
-    return failure ?? undefined;
+    return undefined;
+  }
+
+  private async stop(serving: Serving): Promise<Error | undefined> {
+    const { log, lazy, disk } = this;
+    const { server, device } = serving;
+    const { id } = device.info;
+    const free = await this.whenFree(serving);
+    const failure = await impatiently(lazy, server.stop());
+    if (failure) return failure;
+    disk.sync();
+    this.hide(id);
+    if (await server.delete(!free)) log.info('stopped');
+    else log.warn(`ublk device ${id} is still held; remove it later with 'ubiblk ublk del ${id}'`);
+    return undefined;
+  }
+
+  private askedToLeave(): void {
+    if (this.ending) return;
+    if (this.recovery === 'off') {
+      this.log.warn("SIGUSR2 is ignored: a device without recovery can't be kept");
+      return;
+    }
+    this.log.info('SIGUSR2: leaving the device to a successor');
+    this.toLeave.resolve(undefined);
   }
 
   /** Shows the block device; one that the kernel refuses is not left behind. */
-  private async start(
-    control: UblkControlThread,
-    server: UblkServer,
-    device: UblkDevice,
-    params: DeviceParams,
-  ): Promise<undefined> {
+  private async start({ control, server, device, options }: Serving): Promise<undefined> {
+    const params = deviceParams(this.disk.facts, options, options.maxIoBytes);
     let starting = true;
     // A partition table is looked for, and its stripe may not come: a stop must not wait for it.
     this.signals.stop.then(() =>
@@ -295,7 +359,7 @@ class ServeUblk {
     try {
       await control.call('start', device, params);
     } catch (error) {
-      if (!device.recovered) await server.stop(false);
+      if (!device.recovered && !(await server.stop())) await server.delete(false);
       throw error;
     } finally {
       starting = false;
@@ -305,39 +369,41 @@ class ServeUblk {
   /** Says where the device is, once it can be used. */
   private show({ info, mode, recovered }: UblkDevice): void {
     const path = blockPath(info.id);
-    const { log, config, link, disk } = this;
-    const folder = noteFolder();
-    if (folder && disk.facts.fd >= 0) {
-      const note = {
-        id: info.id,
-        deviceId: config.deviceId,
-        ...this.places,
-        ...(link && { symlink: link }),
-        pid: process.pid,
-        since: Date.now(),
-      };
-      try {
-        writeNote(folder, note);
-      } catch (error) {
-        log.warn(`'${folder}' can't be written to (${errorName(error)}): nothing is noted there`);
-      }
-    }
-    if (link) {
-      try {
-        makeLink(link, path);
-      } catch (error) {
-        if (!(error instanceof UserError)) throw error;
-        log.warn(error.message);
-      }
-    }
+    const { log } = this;
+    this.trying(() => this.note(info.id));
+    this.trying(() => this.link && makeLink(this.link, path));
     log.info(`${recovered ? 'serving again' : 'serving'} '${path}'`, {
       mode,
-      recovery: recoveryOf(info.flags),
+      recovery: this.recovery,
       queues: info.queues,
       depth: info.depth,
     });
-    writeOutput(`${path}\n`);
+    this.trying(() => writeOutput(`${path}\n`));
     notifyServiceManager('READY=1');
+  }
+
+  /** Whoever uses the device already must not suffer from what can't be shown. */
+  private trying(action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      this.log.warn(error.message);
+    }
+  }
+
+  private note(id: number): void {
+    const { config, link, disk } = this;
+    const folder = noteFolder();
+    if (!folder || disk.facts.fd < 0) return;
+    const { deviceId } = config;
+    const symlink = link && { symlink: link };
+    const note = { id, deviceId, ...this.places, ...symlink, pid: process.pid, since: Date.now() };
+    try {
+      writeNote(folder, note);
+    } catch (error) {
+      throw new UserError(`nothing is noted in '${folder}': ${errorName(error)}`);
+    }
   }
 
   private hide(id: number): void {
@@ -350,15 +416,16 @@ class ServeUblk {
    * Waits until nobody uses the device, but no longer than the user wants to.
    * @returns false where somebody still does
    */
-  private async whenFree(id: number): Promise<boolean> {
+  private async whenFree({ control, device }: Serving): Promise<boolean> {
     const { log, signals, stopTimeoutMs } = this;
+    const { id } = device.info;
     const deadline = performance.now() + stopTimeoutMs;
     const forced = signals.force.then(() => true);
     let last = '';
     let since = 0;
     let told = '';
     for (;;) {
-      const holders = holdersOf(id);
+      const holders = await control.call('holders', id);
       const who = describeHolders(holders);
       const now = performance.now();
       if (who === '') return true;
@@ -374,7 +441,7 @@ class ServeUblk {
       const over = now >= deadline || (await soon(forced, BUSY_LOOK_MS));
       if (!over) continue;
       log.warn(`'${blockPath(id)}' is removed although it is in use: ${who}`);
-      await syncHolders(holders);
+      await syncHolders(id, holders);
       return false;
     }
   }
@@ -385,8 +452,11 @@ async function soon(event: Promise<boolean>, ms: number): Promise<boolean> {
   return await Promise.race([event, Bun.sleep(ms).then(() => false)]);
 }
 
-/** Has file systems write what they still keep, as far as they can in a moment. */
-async function syncHolders({ mounts }: Holders): Promise<void> {
-  const syncs = mounts.map((path) => Bun.spawn(['sync', '-f', path], { stderr: 'ignore' }).exited);
+/** Has what is still kept for the device written, as far as that is possible in a moment. */
+async function syncHolders(id: number, { mounts }: Holders): Promise<void> {
+  const targets = [...mounts.map((path) => ['-f', path]), [blockPath(id)]];
+  const syncs = targets.map(
+    (target) => Bun.spawn(['sync', ...target], { stderr: 'ignore' }).exited,
+  );
   await Promise.race([Promise.all(syncs), Bun.sleep(5000)]);
 }

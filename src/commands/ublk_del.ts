@@ -43,12 +43,11 @@ function refuseUsed(devices: readonly DeviceInfo[]): void {
 
 /** A server that still runs ends when its device does; the driver waits for it. */
 function remove(control: UblkControl, { id, userFlags }: DeviceInfo, force: boolean): void {
-  control.stop(id);
-  if (force) control.deleteHeld(id);
-  else control.delete(id);
   const folder = noteFolder();
-  if (!folder || !isOurs(userFlags)) return;
-  const note = readNote(folder, id);
+  const note = folder && isOurs(userFlags) ? readNote(folder, id) : null;
+  control.stop(id);
+  // Before the number can be another device's.
   if (note?.symlink) removeLink(note.symlink, blockPath(id));
-  removeNote(folder, id);
+  if (folder && note) removeNote(folder, id);
+  if (!force || !control.deleteHeld(id)) control.delete(id);
 }

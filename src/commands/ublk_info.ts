@@ -1,4 +1,5 @@
 import { isStale, reportDevice, staleAdvice } from '../frontend/ublk/device_report.ts';
+import { describeHolders, holdersOf } from '../frontend/ublk/holders.ts';
 import type { Log } from '../log.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
@@ -7,9 +8,10 @@ import { deviceNumber, knownDevice, withControl } from './ublk_device.ts';
 /** `ubiblk ublk info`: all that is known of one device (docs/ublk.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
   const id = deviceNumber(args.operands[0]);
-  const report = await withControl(log, (control) =>
-    reportDevice(control, knownDevice(control, id)),
-  );
+  const report = await withControl(log, (control) => ({
+    ...reportDevice(control, knownDevice(control, id)),
+    usedBy: describeHolders(holdersOf(id)),
+  }));
   if (args.has('json')) {
     writeOutput(`${JSON.stringify(report)}\n`);
     return 0;

@@ -92,7 +92,8 @@ export interface DeviceConfig {
   directIo: boolean;
   /** Undefined: what is best for the disk and the kernel. */
   ublkMode?: UblkMode;
-  ublkRecovery: UblkRecovery;
+  /** Undefined: the safest that there is. */
+  ublkRecovery?: UblkRecovery;
   encryptionKey?: XtsKeys;
 }
 
@@ -109,5 +110,4 @@ export const defaultTuning = {
   deviceId: 'ubiblk',
   ioEngine: 'io_uring',
   directIo: true,
-  ublkRecovery: 'reissue',
 } as const satisfies Partial<DeviceConfig>;

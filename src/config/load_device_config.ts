@@ -213,7 +213,8 @@ function readFlags(mapping: Mapping, config: DeviceConfig): void {
   config.directIo = mapping.boolean('direct_io') ?? config.directIo;
   const ublkMode = mapping.choice('ublk_mode', ublkModes);
   if (ublkMode !== undefined) config.ublkMode = ublkMode;
-  config.ublkRecovery = mapping.choice('ublk_recovery', ublkRecoveries) ?? config.ublkRecovery;
+  const ublkRecovery = mapping.choice('ublk_recovery', ublkRecoveries);
+  if (ublkRecovery !== undefined) config.ublkRecovery = ublkRecovery;
   config.deviceId = mapping.string('device_id') ?? config.deviceId;
   const deviceIdBytes = Buffer.byteLength(config.deviceId);
   if (deviceIdBytes > maxDeviceIdBytes) {

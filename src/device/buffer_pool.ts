@@ -101,16 +101,6 @@ export class BufferPool implements RequestOwner {
     this.feed();
   }
 
-  /** Of requests that are one piece each: who is below gives one back, and so do we. */
-  abandoned(request: BlockRequest): void {
-    const piece = request as Piece;
-    const outer = piece.outer as BlockRequest;
-    piece.outer = null;
-    this.free.push(piece);
-    outer.owner.abandoned?.(outer);
-    this.feed();
-  }
-
   private feed(): void {
     if (this.feeding) return;
     this.feeding = true;

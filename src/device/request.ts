@@ -59,6 +59,8 @@ export class BlockRequest {
   iovec = 0;
   /** Of one segment: the number of the registered part of memory that it lies in, or -1. */
   buffer = -1;
+  /** Where the data is for who keeps it elsewhere than in memory. */
+  origin = 0;
   /** Low bits of all the parts' addresses, or-ed: how they are aligned. */
   addressBits = 0;
   /** Low bits of all the parts' lengths, or-ed. */
@@ -98,6 +100,7 @@ export class BlockRequest {
     this.address = from.address;
     this.iovec = from.iovec;
     this.buffer = from.buffer;
+    this.origin = from.origin;
     this.addressBits = from.addressBits;
     this.lengthBits = from.lengthBits;
     this.durable = from.durable;

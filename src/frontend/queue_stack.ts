@@ -25,6 +25,8 @@ export interface QueueDisk {
    * and is ciphered where it is.
    */
   ownMemory: boolean;
+  /** Puts a layer on what is below that brings the data of requests into memory. */
+  carry?: (below: BlockDevice, requests: RequestTable) => BlockDevice;
 }
 
 /** The files that the queue's engine has, by their numbers; -1 where there is none. */
@@ -48,14 +50,15 @@ export function queueStack(
   post: (answer: WorkerAnswer) => void,
   log: Log,
 ): BlockDevice {
-  const base = baseStack(disk, engine, requests, registrar, log);
-  const { lazy, queue } = disk;
+  const { lazy, queue, carry = (below) => below } = disk;
+  const base = carry(baseStack(disk, engine, requests, registrar, log), requests);
   if (!lazy) return base;
   const { image, stripes, queues, options } = lazy;
   let imageDevice: BlockDevice | null = null;
   if (image) {
     const file = new FileDevice(engine, image, requests, failureLog(log), FILES_PER_DISK);
-    imageDevice = image.direct && !disk.ownMemory ? new BounceLayer(file, image, requests) : file;
+    const aligned = disk.ownMemory || !image.direct;
+    imageDevice = carry(aligned ? file : new BounceLayer(file, image, requests), requests);
   }
   const shared = new SharedStripes(lazy.shared, stripes, queues);
   const tell = (message: QueueMessage) => post({ kind: 'stripes', message });

@@ -1,5 +1,6 @@
 /** What a device says of its disk, and which disks may not take its place. */
 import { expect, test } from 'bun:test';
+import type { UblkMode } from '../../src/config/device_config.ts';
 import type { DiskFacts } from '../../src/device/disk.ts';
 import { deviceParams, refuseOtherDisk } from '../../src/frontend/ublk/params.ts';
 import {
@@ -11,8 +12,8 @@ import { diskFacts } from '../vhost/fake_guest.ts';
 
 const info = { id: 7, flags: 0n } as DeviceInfo;
 
-function params(facts: Partial<DiskFacts>, stripeBytes = 0): DeviceParams {
-  return deviceParams(diskFacts({ fd: 3, ...facts }), { stripeBytes }, 1 << 20);
+function params(facts: Partial<DiskFacts>, stripeBytes = 0, mode: UblkMode = 'copy'): DeviceParams {
+  return deviceParams(diskFacts({ fd: 3, ...facts }), { stripeBytes, mode }, 1 << 20);
 }
 
 test('a plain disk with a cache', () => {
@@ -30,7 +31,7 @@ test('a plain disk with a cache', () => {
     maxDiscardSectors: 1 << 21,
     maxWriteZeroesSectors: 1 << 21,
     discardGranularity: 4096,
-    dmaAlignment: 512,
+    dmaAlignment: 4,
   });
 });
 
@@ -82,8 +83,11 @@ test('no block is larger than the driver allows, and none physical smaller than 
   expect(params({ logicalBlock: 4096, physicalBlock: 512 }).physicalBlock).toBe(4096);
 });
 
-test('what memory must be aligned to comes from the disk', () => {
-  expect(params({ directMemoryAlign: 4096 }).dmaAlignment).toBe(4096);
+test('what memory must be aligned to comes from the disk, where it is the request’s own', () => {
+  expect(params({ directMemoryAlign: 4096 }).dmaAlignment).toBe(4);
+  const zeroCopy = (directMemoryAlign: number) =>
+    params({ directMemoryAlign }, 0, 'zero_copy').dmaAlignment;
+  expect([1, 4, 512, 4096].map(zeroCopy)).toEqual([4, 4, 512, 4096]);
 });
 
 const disk = { sizeBytes: 64 << 20 };
@@ -92,7 +96,6 @@ test.each([
   ['nothing', {}, {}],
   ['the alignment of memory', disk, { ...disk, directMemoryAlign: 4096 }],
   ['discard', disk, { ...disk, canPunch: false }],
-  ['a cache where there was none', { ...disk, writeThrough: true }, disk],
 ])('a disk that has changed by %s goes on', (_, was, is) => {
   refuseOtherDisk(info, params(was), params(is));
 });
@@ -117,7 +120,12 @@ test.each([
   [
     disk,
     { ...disk, writeThrough: true },
-    "has a cache that is flushed and can't be given write_through; ",
+    "has been made with 'write_through: false' and can't be given 'true'; ",
+  ],
+  [
+    { ...disk, writeThrough: true },
+    disk,
+    "has been made with 'write_through: true' and can't be given 'false'; ",
   ],
 ])('a disk that is another one now is refused (%#)', (was, is, sentence) => {
   const refused = () => refuseOtherDisk(info, params(was), params(is));
@@ -128,15 +136,10 @@ test.each([
 
 test('memory that the disk is written from must be aligned as the disk needs it now', () => {
   const zeroCopy = { ...info, flags: featureBits('SUPPORT_ZERO_COPY', 'AUTO_BUF_REG') };
-  const loose = params(disk);
-  const strict = params({ ...disk, directMemoryAlign: 4096 });
-  refuseOtherDisk(zeroCopy, strict, loose);
-  refuseOtherDisk(
-    zeroCopy,
-    { ...loose, dmaAlignment: 512 },
-    params({ ...disk, directMemoryAlign: 4 }),
-  );
-  expect(() => refuseOtherDisk(zeroCopy, { ...loose, dmaAlignment: 512 }, strict)).toThrow(
+  const aligned = (directMemoryAlign: number) =>
+    params({ ...disk, directMemoryAlign }, 0, 'zero_copy');
+  refuseOtherDisk(zeroCopy, aligned(4096), aligned(512));
+  expect(() => refuseOtherDisk(zeroCopy, aligned(512), aligned(4096))).toThrow(
     "has memory aligned to 512 bytes and can't be given 4096; ",
   );
 });

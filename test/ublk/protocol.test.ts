@@ -201,7 +201,7 @@ const params: [string, string, DeviceParams][] = [
       maxDiscardSectors: 0,
       maxWriteZeroesSectors: 0,
       discardGranularity: 4096,
-      dmaAlignment: 512,
+      dmaAlignment: 4,
     },
   ],
 ];
@@ -233,7 +233,7 @@ test('of the parameters of another server only what their types name is read', (
     maxDiscardSectors: 0,
     maxWriteZeroesSectors: 0,
     discardGranularity: 0,
-    dmaAlignment: 512,
+    dmaAlignment: 4,
   });
 });
 

@@ -9,7 +9,7 @@ import { openLibrary, shim } from '../../ffi/library.ts';
 import type { Ring, RingHandler } from '../../ffi/ring.ts';
 import { type BlockDevice, type BlockRequest, RequestTable } from '../../src/device/request.ts';
 import { RequestBoard, type ShownRequest } from '../../src/device/request_board.ts';
-import { type QueueEnd, type QueueShape, UblkQueue } from '../../src/frontend/ublk/queue.ts';
+import { type QueueEnd, type QueueShape, Stay, UblkQueue } from '../../src/frontend/ublk/queue.ts';
 
 openLibrary();
 
@@ -148,7 +148,7 @@ export class QueueBench {
       new RequestTable(),
       this.shape,
       this.board.queues[0],
-      () => this.leave,
+      () => (this.leave ? Stay.NO_LONGER : Stay.SERVE),
     );
   }
 

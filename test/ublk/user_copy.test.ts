@@ -28,10 +28,6 @@ class Below implements BlockDevice {
   readonly open: BlockRequest[] = [];
   /** The data of writes as they came. */
   readonly data: Buffer[] = [];
-  received = 0;
-  abandoned = 0;
-  receive?: () => void;
-  abandon?: () => void;
 
   get inFlight(): number {
     return this.open.length;
@@ -86,6 +82,7 @@ const noParts = () => new IovecTable(1);
 
 function ask(op: BlockOp, tag: number, offset: number, length: number, durable = false): void {
   const request = table.add(new UblkRequest(tag, table.nextIndex, owner, noParts()));
+  request.origin = tag;
   layer.submit(Object.assign(request, { op, offset, length, durable, segments: 1 }));
 }
 
@@ -184,23 +181,4 @@ test('what moves no data goes down as it is', () => {
   ]);
   while (below.open.length > 0) below.finish();
   expect(done.map(([tag]) => tag)).toEqual([3, 4]);
-});
-
-test('what is given up below is given up, and its buffer is free again', () => {
-  for (let tag = 0; tag < 9; tag++) ask(READ, tag, 0, MAX_IO);
-  for (const request of below.open.splice(0, 8)) request.owner.abandoned?.(request);
-  expect(given).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
-  expect(below.open.length).toBe(1);
-  below.finish();
-  expect(done).toEqual([[8, 0]]);
-});
-
-test('who is below hears from other threads, and is told to give up', () => {
-  expect(layer.receive ?? layer.abandon).toBe(undefined);
-  below.receive = () => below.received++;
-  below.abandon = () => below.abandoned++;
-  build();
-  layer.receive?.();
-  layer.abandon?.();
-  expect([below.received, below.abandoned]).toEqual([1, 1]);
 });

@@ -82,6 +82,8 @@ export class UblkControl {
   /** Whether opcodes are those from before Linux 6.4. */
   readonly legacy: boolean;
   private readonly unprivileged = new Set<number>();
+  /** A command was not answered in time. */
+  private stuck = false;
 
   /** @throws UserError where there is no driver, or no permission to use it */
   constructor(private readonly options: ControlOptions = {}) {
@@ -174,14 +176,20 @@ export class UblkControl {
     this.call('DEL_DEV', { device: id, waitsForIo: true });
   }
 
-  /** Removes a device that others still hold: it goes away when they let go (Linux 6.9). */
-  deleteHeld(id: number): void {
+  /**
+   * Has a device deleted when nobody holds it any more (Linux 6.9); not for unprivileged ones.
+   * @returns false where the driver can't
+   */
+  deleteHeld(id: number): boolean {
     try {
       this.call('DEL_DEV_ASYNC', { device: id });
+      return true;
     } catch (error) {
       const { result } = refusal(error);
+      // Somebody else has deleted it.
+      if (result === -ENODEV) return true;
       if (result !== -EOPNOTSUPP && result !== -EINVAL) throw error;
-      this.delete(id);
+      return false;
     }
   }
 
@@ -210,9 +218,8 @@ export class UblkControl {
     try {
       this.call('GET_FEATURES', { bytes: 8 });
     } catch (error) {
-      if (error instanceof UblkRefused && error.result !== -EPERM && error.result !== -EACCES) {
-        return null;
-      }
+      const { result } = refusal(error);
+      if (result === -ENODEV || result === -EOPNOTSUPP || result === -EINVAL) return null;
       throw error;
     }
     return view.getBigUint64(0, true);
@@ -244,6 +251,8 @@ export class UblkControl {
 
   private call(command: ControlName, request: Request): void {
     const { device = -1, bytes = 0, data = 0n, waitsForIo = false } = request;
+    // Its answer would be taken for that of the one before.
+    if (this.stuck) throw new UserError(neverAnswered(command));
     const withPath = request.withPath ?? this.unprivileged.has(device);
     const path = withPath ? pathOf(device) : new Uint8Array(0);
     this.bytes.set(path, 0);
@@ -260,6 +269,7 @@ export class UblkControl {
     const cmd = new Uint8Array(words.buffer);
     let result = shim.ubiblk_ublk_command(this.handle, op, cmd, patience);
     if (result === -ETIME) {
+      this.stuck = !waitsForIo;
       if (!waitsForIo) throw new UserError(neverAnswered(command));
       this.options.onSlow?.(command);
       result = shim.ubiblk_ublk_await(this.handle, -1);

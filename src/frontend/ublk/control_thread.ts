@@ -17,7 +17,7 @@ export interface ControlCall {
 
 export type ControlAnswer =
   | { kind: 'done'; result: unknown }
-  | { kind: 'slow'; command: string }
+  | { kind: 'slow'; what: string }
   | { kind: 'refused'; message: string; user: boolean };
 
 export class UblkControlThread {
@@ -60,7 +60,7 @@ export class UblkControlThread {
   private receive(answer: ControlAnswer): void {
     if (answer.kind === 'done') this.answered?.resolve(answer.result);
     else if (answer.kind === 'refused') this.answered?.reject(errorOf(answer));
-    else this.log.warn(`${answer.command} waits for requests of the device to end`);
+    else this.log.warn(answer.what);
   }
 }
 

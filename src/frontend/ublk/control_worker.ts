@@ -2,21 +2,27 @@
  * The control thread of a ublk server: its commands to the driver block, also while a device that
  * starts reads its partition table through our own queues.
  */
-import { closeSync, constants, openSync } from 'node:fs';
-import { EBUSY, ENODEV } from '../../../ffi/errno.ts';
+import { closeSync, constants, existsSync, openSync } from 'node:fs';
+import { EACCES, EBUSY, ENODEV, EPERM } from '../../../ffi/errno.ts';
 import { attachLibrary, shim } from '../../../ffi/library.ts';
 import { errorName, UserError } from '../../errors.ts';
 import { UblkControl, UblkRefused } from './control.ts';
 import type { ControlAnswer, ControlCall, UblkControlStart } from './control_thread.ts';
 import { listDevices } from './devices.ts';
+import { type Holders, holdersOf } from './holders.ts';
 import { deviceFlags, modeOf, refuseMissingFeatures } from './modes.ts';
 import type { UblkDevice, UblkOptions } from './options.ts';
-import { charPath, type DeviceInfo, type DeviceParams } from './protocol.ts';
+import { charPath, type DeviceInfo, type DeviceParams, hasFeature } from './protocol.ts';
 
 declare const self: Worker;
 
-/** How long a dead server's last hold on its device is waited for, and a rule of udev's. */
-const PATIENCE_MS = 30_000;
+/**
+ * How long a dead server's last hold on its device is waited for: with every request in its hands, drivers
+ * before Linux 6.16 notice only by their time-outs of 30 s.
+ */
+const PATIENCE_MS = 90_000;
+const TELL_MS = 3000;
+/** A rule of udev's may have to give us what we have made. */
 const OPEN_PATIENCE_MS = 10_000;
 const RETRY_MS = 20;
 
@@ -33,7 +39,8 @@ const calls = {
   open({ libraryFd, legacy }: UblkControlStart): void {
     attachLibrary(libraryFd);
     shim.ubiblk_name_thread(Buffer.from('ublk control\0'));
-    const onSlow = (command: string) => post({ kind: 'slow', command });
+    const onSlow = (command: string) =>
+      post({ kind: 'slow', what: `${command} waits for requests of the device to end` });
     control = new UblkControl({ legacy, onSlow });
   },
 
@@ -41,15 +48,25 @@ const calls = {
     return control.features;
   },
 
+  /** @throws UserError where the driver lacks what a device is to be made with */
+  check(options: UblkOptions): void {
+    refuseMissingFeatures(options, control.features);
+  },
+
   /**
    * The device of a disk that has no server any more, null where there is none. One that was never
    * started is deleted.
+   * @param alone whether the disk can have no other server: then whoever has the device is ending
    * @throws UserError where another process serves it
    */
-  find(identity: bigint): FoundDevice | null {
+  find(identity: bigint, unprivileged: boolean, alone: boolean): FoundDevice | null {
     for (const info of listDevices(control)) {
-      if (info.userFlags !== identity) continue;
-      if (info.state !== 'dead') return whenLeft(info);
+      // Whoever may make devices can give them any identity.
+      const ours =
+        info.ownerUid === process.geteuid?.() &&
+        hasFeature(info.flags, 'UNPRIVILEGED_DEV') === unprivileged;
+      if (info.userFlags !== identity || !ours) continue;
+      if (info.state !== 'dead') return whenLeft(info, alone);
       control.delete(info.id);
     }
     return null;
@@ -58,9 +75,10 @@ const calls = {
   /** Makes a device, or takes over the one that was found, and opens it. */
   attach(options: UblkOptions, identity: bigint, found: DeviceInfo | null): UblkDevice {
     const info = found ? found : add(options, identity);
+    let charFd = -1;
     try {
       if (found) takeOver(info.id);
-      const charFd = openDevice(info.id);
+      charFd = openDevice(info.id);
       const affinity: Uint8Array[] = [];
       for (let queue = 0; queue < info.queues; queue++) {
         affinity.push(control.queueAffinity(info.id, queue));
@@ -68,9 +86,22 @@ const calls = {
       const mode = modeOf(info.flags);
       return { info, mode, recovered: found !== null, charFd, affinity, legacy: control.legacy };
     } catch (error) {
-      if (!found) control.delete(info.id);
+      // The driver waits for whoever has it open.
+      if (charFd >= 0) closeSync(charFd);
+      if (!found) deleteNew(info.id);
       throw error;
     }
+  },
+
+  /** Whether a device is there and not stopped: for another server, then. */
+  waits(id: number): boolean {
+    const state = control.info(id)?.state;
+    return state !== undefined && state !== 'dead';
+  },
+
+  /** Who uses the block device. */
+  holders(id: number): Holders {
+    return holdersOf(id);
   },
 
   /** Shows the block device; every queue has fetched its tags. */
@@ -91,25 +122,33 @@ const calls = {
 
   /**
    * Has the kernel give the queues their tags back.
-   * @returns false where requests don't end in time
+   * @returns false where requests don't end in time, or the device has gone
    */
   quiesce(id: number, timeoutMs: number): boolean {
     try {
       control.quiesce(id, timeoutMs);
       return true;
     } catch (error) {
-      if (error instanceof UblkRefused && error.result === -EBUSY) return false;
-      throw error;
+      if (!(error instanceof UblkRefused)) throw error;
+      return false;
     }
   },
 
-  release(charFd: number): void {
+  /**
+   * Deletes a device whose queues have ended. Its number may be another's as soon as nobody has it open:
+   * so it goes while we do.
+   * @param held others may still have the block device open, and are not waited for
+   * @returns false where it can't be deleted before they let go of it
+   */
+  delete({ info, charFd }: UblkDevice, held: boolean): boolean {
+    const { id, userFlags } = info;
+    const marked = control.deleteHeld(id);
     closeSync(charFd);
-  },
-
-  /** @param held others may still have the block device open, and are not waited for */
-  delete(id: number, held: boolean): void {
-    ignoring(ENODEV, () => (held ? control.deleteHeld(id) : control.delete(id)));
+    if (marked) return true;
+    if (held) return false;
+    const now = control.info(id);
+    if (now?.userFlags === userFlags) ignoring(ENODEV, () => control.delete(id));
+    return true;
   },
 };
 export type ControlCalls = typeof calls;
@@ -130,11 +169,20 @@ function post(answer: ControlAnswer): void {
 }
 
 /** Waits until the kernel has seen that a device's server is gone. */
-function whenLeft(first: DeviceInfo): FoundDevice | null {
-  const deadline = Date.now() + PATIENCE_MS;
+function whenLeft(first: DeviceInfo, alone: boolean): FoundDevice | null {
+  const start = Date.now();
+  let told = false;
   let info: DeviceInfo | null = first;
   while (info?.state === 'live') {
-    if (Date.now() >= deadline) {
+    const waited = Date.now() - start;
+    if (waited >= TELL_MS && !told) {
+      told = true;
+      post({
+        kind: 'slow',
+        what: `the kernel still holds ublk device ${info.id} for its last server`,
+      });
+    }
+    if (waited >= PATIENCE_MS || (!alone && existsSync(`/proc/${info.pid}`))) {
       throw new UserError(
         `ublk device ${info.id} of this disk is served by process ${info.pid}; stop that one ` +
           `first, or remove the device with 'ubiblk ublk del ${info.id}'`,
@@ -155,23 +203,59 @@ function add(options: UblkOptions, identity: bigint): DeviceInfo {
   refuseMissingFeatures(options, control.features);
   const flags = deviceFlags(options, control.features);
   const { numQueues, queueSize, maxIoBytes } = options;
-  const made = control.add({
-    id: -1,
-    queues: numQueues,
-    depth: queueSize,
-    state: 'dead',
-    maxIoBytes,
-    pid: -1,
-    flags,
-    userFlags: identity,
-    ownerUid: 0,
-    ownerGid: 0,
-  });
+  const made = allowed(options, () =>
+    control.add({
+      id: -1,
+      queues: numQueues,
+      depth: queueSize,
+      state: 'dead',
+      maxIoBytes,
+      pid: -1,
+      flags,
+      userFlags: identity,
+      ownerUid: 0,
+      ownerGid: 0,
+    }),
+  );
   // A driver that can't be asked leaves out what it doesn't know.
   if ((made.flags & flags) === flags) return made;
-  control.delete(made.id);
+  deleteNew(made.id);
   refuseMissingFeatures(options, made.flags);
   throw new Error('the ublk driver left out what was asked for');
+}
+
+/** @throws UserError where the driver doesn't let this user make a device */
+function allowed(options: UblkOptions, make: () => DeviceInfo): DeviceInfo {
+  try {
+    return make();
+  } catch (error) {
+    const { result = 0 } = error as Partial<UblkRefused>;
+    if (result === -EPERM && !options.unprivileged) {
+      throw new UserError(
+        'only root may make ublk devices of this kind: run as root, or give --unprivileged',
+      );
+    }
+    if (result === -EACCES && options.unprivileged) {
+      throw new UserError(
+        'there are as many unprivileged ublk devices as the kernel allows ' +
+          "(/sys/module/ublk_drv/parameters/ublks_max); 'ubiblk ublk list' shows them",
+      );
+    }
+    throw error;
+  }
+}
+
+/** Deletes a device that was just made; a rule of udev's may have to give it to us first. */
+function deleteNew(id: number): void {
+  retry(OPEN_PATIENCE_MS, () => {
+    try {
+      control.delete(id);
+      return true;
+    } catch (error) {
+      if (error instanceof UblkRefused && error.result === -EACCES) return false;
+      throw error;
+    }
+  });
 }
 
 function takeOver(id: number): void {

@@ -2,7 +2,6 @@
 import { readFileSync } from 'node:fs';
 import type { UblkMode, UblkRecovery } from '../../config/device_config.ts';
 import type { UblkControl } from './control.ts';
-import { describeHolders, holdersOf } from './holders.ts';
 import { isOurs } from './identity.ts';
 import { modeOf, recoveryOf } from './modes.ts';
 import {
@@ -37,8 +36,6 @@ export interface DeviceReport {
   disk: string | null;
   config: string | null;
   symlink: string | null;
-  /** Who uses it, in words; empty where nobody does. */
-  usedBy: string;
 }
 
 export function reportDevice(control: UblkControl, info: DeviceInfo): DeviceReport {
@@ -62,13 +59,12 @@ export function reportDevice(control: UblkControl, info: DeviceInfo): DeviceRepo
     owner: { uid: info.ownerUid, gid: info.ownerGid },
     server: serverOf(info),
     ...noted(note),
-    usedBy: describeHolders(holdersOf(info.id)),
   };
 }
 
 /** A device that is there without anybody to serve it. */
 export function isStale(report: DeviceReport): boolean {
-  return report.server === null;
+  return report.state !== 'live';
 }
 
 /** What can be done about a device without a server, as a sentence. */

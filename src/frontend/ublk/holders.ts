@@ -1,8 +1,9 @@
-/** Who uses a block device: file systems, other devices, swap, processes that have it open. */
-import { closeSync, constants, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+/**
+ * Who uses a block device: file systems, other devices, swap, processes that have it open. The device
+ * itself isn't opened: that could wait for its own server.
+ */
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
-import { errorName } from '../../errors.ts';
-import { blockPath } from './protocol.ts';
 
 export interface Holders {
   /** Where it, or a partition of it, is mounted. */
@@ -16,29 +17,42 @@ export function holdersOf(id: number, root = '/'): Holders {
   const disk = `ublkb${id}`;
   const devices = [disk, ...partitionsOf(disk, root)];
   const numbers = new Set(devices.map((name) => read(join(root, 'sys/class/block', name, 'dev'))));
-  const mounts = linesOf(join(root, 'proc/self/mountinfo'))
-    .map((line) => line.split(' '))
-    .filter((fields) => numbers.has(fields[2]))
-    .map((fields) => unescaped(fields[4]));
+  const mounts = mountsOf(numbers, root);
   const stacked = devices.flatMap((name) =>
     namesIn(join(root, 'sys/class/block', name, 'holders')).map((holder) => `device ${holder}`),
   );
   const paths = new Set(devices.map((name) => `/dev/${name}`));
+  const loops = namesIn(join(root, 'sys/block'))
+    .filter((name) => paths.has(read(join(root, 'sys/block', name, 'loop/backing_file'))))
+    .map((name) => `device ${name}`);
   const swaps = linesOf(join(root, 'proc/swaps'))
     .map((line) => line.split(/\s+/)[0])
     .filter((path) => paths.has(path))
     .map((path) => `swap on ${path}`);
   const processes = processesWith(paths, root);
-  const others = [...stacked, ...swaps, ...processes];
-  if (mounts.length + others.length === 0 && isClaimed(join(root, blockPath(id)))) {
-    others.push('somebody whom this process cannot see');
-  }
-  return { mounts, others };
+  return { mounts, others: [...stacked, ...loops, ...swaps, ...processes] };
 }
 
 /** One phrase for all, empty where nobody holds the device. */
 export function describeHolders({ mounts, others }: Holders): string {
   return [...mounts.map((path) => `mounted on '${path}'`), ...others].join(', ');
+}
+
+/** Where devices of these numbers are mounted, in the name spaces of all processes that can be seen. */
+function mountsOf(numbers: ReadonlySet<string>, root: string): string[] {
+  const proc = join(root, 'proc');
+  const seen = new Set<string>();
+  const found = new Set<string>();
+  for (const pid of ['self', ...namesIn(proc).filter((name) => /^\d+$/.test(name))]) {
+    const space = link(join(proc, pid, 'ns/mnt'));
+    if (seen.has(space) && space !== '') continue;
+    seen.add(space);
+    for (const line of linesOf(join(proc, pid, 'mountinfo'))) {
+      const fields = line.split(' ');
+      if (numbers.has(fields[2])) found.add(unescaped(fields[4]));
+    }
+  }
+  return [...found];
 }
 
 function partitionsOf(disk: string, root: string): string[] {
@@ -50,25 +64,17 @@ function processesWith(paths: ReadonlySet<string>, root: string): string[] {
   return namesIn(proc)
     .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
     .sort((a, b) => Number(a) - Number(b))
-    .filter((pid) => namesIn(join(proc, pid, 'fd')).some((fd) => paths.has(link(proc, pid, fd))))
+    .filter((pid) =>
+      namesIn(join(proc, pid, 'fd')).some((fd) => paths.has(link(join(proc, pid, 'fd', fd)))),
+    )
     .map((pid) => `process ${pid} (${read(join(proc, pid, 'comm'))})`);
 }
 
-function link(proc: string, pid: string, fd: string): string {
+function link(path: string): string {
   try {
-    return readlinkSync(join(proc, pid, 'fd', fd));
+    return readlinkSync(path);
   } catch {
     return '';
-  }
-}
-
-/** A mounted device can't be opened exclusively (open(2), O_EXCL). */
-function isClaimed(path: string): boolean {
-  try {
-    closeSync(openSync(path, constants.O_RDONLY | constants.O_EXCL));
-    return false;
-  } catch (error) {
-    return errorName(error) === 'EBUSY';
   }
 }
 

@@ -42,6 +42,27 @@ export function bestMode(
   return untouched && may && modeIsOffered('zero_copy', features) ? 'zero_copy' : 'copy';
 }
 
+/** What becomes of requests where the user has not said: nothing is lost, where that can be had. */
+export function bestRecovery(
+  disk: { facts: DiskFacts },
+  options: Pick<UblkOptions, 'unprivileged'>,
+  features: bigint | null,
+): UblkRecovery {
+  const may = disk.facts.fd >= 0 && !options.unprivileged;
+  return may && recoveryIsOffered('reissue', features) ? 'reissue' : 'off';
+}
+
+/** @throws UserError */
+export function refuseImpossibleRecovery(
+  recovery: UblkRecovery,
+  { unprivileged }: Pick<UblkOptions, 'unprivileged'>,
+): void {
+  if (recovery === 'off' || !unprivileged) return;
+  throw new UserError(
+    `ublk_recovery ${recovery} is not for devices of users without privileges; leave it out`,
+  );
+}
+
 /**
  * Refuses a mode that a disk or its settings don't allow.
  * @throws UserError

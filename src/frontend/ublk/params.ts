@@ -11,7 +11,7 @@ const PAGE_BYTES = 4096;
 /** @param maxIoBytes what the kernel allows the device */
 export function deviceParams(
   facts: DiskFacts,
-  { stripeBytes }: Pick<UblkOptions, 'stripeBytes'>,
+  { stripeBytes, mode }: Pick<UblkOptions, 'stripeBytes' | 'mode'>,
   maxIoBytes: number,
 ): DeviceParams {
   const logicalBlock = Math.min(facts.logicalBlock, PAGE_BYTES);
@@ -30,7 +30,8 @@ export function deviceParams(
     maxDiscardSectors: writable && facts.canPunch ? MAX_RANGE_SECTORS : 0,
     maxWriteZeroesSectors: writable ? maxZeroSectors(facts) : 0,
     discardGranularity: physicalBlock,
-    dmaAlignment: facts.directMemoryAlign,
+    // Requests' memory is transferred itself; otherwise it is ours.
+    dmaAlignment: mode === 'zero_copy' ? Math.max(facts.directMemoryAlign, 4) : 4,
   };
 }
 
@@ -60,8 +61,9 @@ export function refuseOtherDisk(info: DeviceInfo, there: DeviceParams, now: Devi
     const access = ({ readOnly }: DeviceParams) => (readOnly ? 'reading alone' : 'writing');
     differs('been made for', access(there), access(now));
   }
-  if (there.volatileCache && !now.volatileCache) {
-    differs('a cache', 'that is flushed', 'write_through');
+  if (there.volatileCache !== now.volatileCache) {
+    const cache = ({ volatileCache }: DeviceParams) => (volatileCache ? 'false' : 'true');
+    differs("been made with 'write_through:", `${cache(there)}'`, `'${cache(now)}'`);
   }
   // Their memory is what the disk is read and written from.
   if (modeOf(info.flags) === 'zero_copy' && there.dmaAlignment < now.dmaAlignment) {

@@ -106,7 +106,6 @@ export type DeviceState = (typeof DEVICE_STATES)[number];
 
 /** UBLK_MAX_QUEUE_DEPTH, UBLK_MAX_NR_QUEUES and the most that one request can move. */
 export const MAX_QUEUE_DEPTH = 4096;
-export const MAX_QUEUES = 4096;
 
 /** struct ublksrv_ctrl_dev_info. */
 export interface DeviceInfo {
@@ -174,7 +173,7 @@ export interface DeviceParams {
   maxDiscardSectors: number;
   maxWriteZeroesSectors: number;
   discardGranularity: number;
-  /** What addresses in memory must be aligned to, where it is more than a sector. */
+  /** What addresses in memory must be aligned to, in bytes; at least 4. */
   dmaAlignment: number;
 }
 
@@ -185,12 +184,15 @@ const TYPE_BASIC = 1 << 0;
 const TYPE_DISCARD = 1 << 1;
 const TYPE_DMA_ALIGN = 1 << 4;
 
+/** Bytes, of the kernel's own. */
+const DEFAULT_DMA_ALIGNMENT = 4;
+
 /** As far as the alignment; kernels that know less of it ignore the rest. */
 export const PARAMS_BYTES = 120;
 
 export function writeDeviceParams(view: DataView, params: DeviceParams): void {
   for (let at = 0; at < PARAMS_BYTES; at += 4) view.setUint32(at, 0, true);
-  const aligned = params.dmaAlignment > 512;
+  const aligned = params.dmaAlignment > DEFAULT_DMA_ALIGNMENT;
   view.setUint32(0, PARAMS_BYTES, true);
   view.setUint32(4, TYPE_BASIC | TYPE_DISCARD | (aligned ? TYPE_DMA_ALIGN : 0), true);
   const attributes =
@@ -230,7 +232,9 @@ export function readDeviceParams(view: DataView): DeviceParams {
     maxDiscardSectors: discards ? view.getUint32(48, true) : 0,
     maxWriteZeroesSectors: discards ? view.getUint32(52, true) : 0,
     dmaAlignment:
-      (view.getUint32(4, true) & TYPE_DMA_ALIGN) !== 0 ? view.getUint32(108, true) + 1 : 512,
+      (view.getUint32(4, true) & TYPE_DMA_ALIGN) !== 0
+        ? view.getUint32(108, true) + 1
+        : DEFAULT_DMA_ALIGNMENT,
   };
 }
 

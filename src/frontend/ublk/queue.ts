@@ -70,6 +70,15 @@ export interface QueueShape {
 /** Why a queue has nothing more to do. */
 export type QueueEnd = 'device ended' | 'left';
 
+/** What the main thread wants of a queue. */
+export const Stay = {
+  SERVE: 0,
+  /** Leave the device to a successor as soon as nothing is in work. */
+  UNTIL_IDLE: 1,
+  /** Leave it when what is in work is done; what comes meanwhile is the successor's. */
+  NO_LONGER: 2,
+} as const;
+
 const BLOCK_OPS: (BlockOp | undefined)[] = [];
 BLOCK_OPS[IO_OP_READ] = READ;
 BLOCK_OPS[IO_OP_WRITE] = WRITE;
@@ -92,7 +101,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
   /**
    * @param device the top of the queue's own device stack
    * @param ring carries commands and I/O, and a poll of what wakes the queue
-   * @param mustLeave whether the device is to be left to a successor
+   * @param stay tells which of `Stay` is wanted at the moment
    * @throws Error where the descriptors can't be mapped
    */
   constructor(
@@ -101,7 +110,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
     table: RequestTable,
     private readonly shape: QueueShape,
     private readonly board: QueueBoard,
-    private readonly mustLeave: () => boolean,
+    private readonly stay: () => number,
   ) {
     const { queue, depth, maxIoBytes, dataPath, charFd } = shape;
     this.handler = ring.addHandler(this);
@@ -132,11 +141,15 @@ export class UblkQueue implements RequestOwner, RingHandler {
     const { ring, device } = this;
     for (;;) {
       device.receive?.();
-      if (!this.leaving && this.mustLeave()) this.leaving = true;
+      const stay = this.stay();
+      if (stay === Stay.NO_LONGER) this.leaving = true;
       // What waits for stripes is left, too: the kernel gives it to the successor.
       if (this.leaving) device.abandon?.();
       if (this.open === 0 && (this.leaving || this.held === 0)) break;
-      ring.enter(1, -1);
+      // Results that are still to be handed over may bring new requests.
+      if (this.open === 0 && stay === Stay.UNTIL_IDLE && ring.prepared === 0) break;
+      if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
+      else ring.enter(1, -1);
       ring.reap();
     }
     const end = this.held === 0 ? 'device ended' : 'left';
@@ -144,6 +157,11 @@ export class UblkQueue implements RequestOwner, RingHandler {
     if (end === 'left') ring.enter(0, 0);
     if (this.error) throw this.error;
     return end;
+  }
+
+  /** Whether the kernel still has commands of this queue, which only the process's end may cancel. */
+  get hasCommands(): boolean {
+    return this.held > 0;
   }
 
   /** Lets go of everything; the ring is to be closed, too, before the device can be deleted. */
@@ -207,6 +225,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
     request.lengthBits = length & 0xfff;
     if (shape.dataPath === 'registered') request.buffer = moves ? tag : -1;
     request.address = this.addressOf(tag);
+    request.origin = tag;
     this.board.show(tag, request);
     this.device.submit(request);
   }

@@ -5,7 +5,7 @@ import { Ring } from '../../../ffi/ring.ts';
 import type { UblkMode } from '../../config/device_config.ts';
 import type { FileEngine } from '../../device/file_device.ts';
 import { PageCacheEngine } from '../../device/page_cache_engine.ts';
-import { RequestTable } from '../../device/request.ts';
+import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { QueueBoard } from '../../device/request_board.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
@@ -29,21 +29,25 @@ const DATA_PATHS: Record<UblkMode, DataPath> = {
 };
 
 self.onmessage = (event: MessageEvent<UblkQueueStart>) => {
-  let ring: Ring;
+  let ring: Ring | undefined;
   let queue: UblkQueue;
   try {
-    ({ ring, queue } = build(event.data));
+    attachLibrary(event.data.libraryFd);
+    const { depth } = event.data.device.info;
+    ring = new Ring(Math.min(2 * depth, MAX_RING_ENTRIES), 4 * depth);
+    queue = build(event.data, ring);
   } catch (error) {
+    // Nothing may hold a device that is to be deleted.
+    ring?.close();
     answer(refusal(error as Error, ''));
     return;
   }
   Bun.gc(true);
   queue.fetch();
   answer({ kind: 'ready' });
-  try {
-    queue.run();
-  } finally {
-    // The device can be deleted, or given to a successor, when nothing of it is held any more.
+  queue.run();
+  // Drivers before Linux 6.16 take it ill when a thread that lives on cancels its commands.
+  if (!queue.hasCommands) {
     ring.close();
     queue.close();
   }
@@ -54,28 +58,26 @@ function answer(message: WorkerAnswer): void {
   self.postMessage(message);
 }
 
-function build(start: UblkQueueStart): { ring: Ring; queue: UblkQueue } {
-  attachLibrary(start.libraryFd);
+function build(start: UblkQueueStart, ring: Ring): UblkQueue {
   const { facts, lazy, queue, device, cpu } = start;
   const { info, mode, charFd, legacy } = device;
   const { depth, maxIoBytes } = info;
   const log = new Log(start.log, `queue ${queue}`);
   prepareThread(queue, cpu, log);
   if (cpu === undefined) follow(device.affinity[queue], log);
-  const disk = { queue, facts, lazy, ownMemory: true };
+  const carry = (below: BlockDevice, table: RequestTable) =>
+    new UserCopyLayer(below, table, charFd, queue, depth, maxIoBytes);
+  const fetched = mode === 'user_copy';
+  const disk = { queue, facts, lazy, ownMemory: true, ...(fetched && { carry }) };
   const fds = queueFiles(disk);
   const file = fds.length;
-  const ring = new Ring(Math.min(2 * depth, MAX_RING_ENTRIES), 4 * depth);
   ring.registerFiles([...fds, charFd]);
   if (mode === 'zero_copy') ring.registerPlaces(depth);
   new RingWaiter(ring, start.wakeFd);
   log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
   const requests = new RequestTable();
   const engine = engineFor(start, ring, fds);
-  let stack = queueStack(disk, engine, ring, requests, null, answer, log);
-  if (mode === 'user_copy') {
-    stack = new UserCopyLayer(stack, requests, charFd, queue, depth, maxIoBytes);
-  }
+  const stack = queueStack(disk, engine, ring, requests, null, answer, log);
   const op = (command: { op: number; legacy: number }) => (legacy ? command.legacy : command.op);
   const shape = {
     queue,
@@ -92,9 +94,9 @@ function build(start: UblkQueueStart): { ring: Ring; queue: UblkQueue } {
     charFd,
   };
   const board = new QueueBoard(start.board, queue, depth);
-  const left = new Int32Array(start.left);
-  const mustLeave = () => Atomics.load(left, 0) !== 0;
-  return { ring, queue: new UblkQueue(stack, ring, requests, shape, board, mustLeave) };
+  const wanted = new Int32Array(start.wanted);
+  const stay = () => Atomics.load(wanted, 0);
+  return new UblkQueue(stack, ring, requests, shape, board, stay);
 }
 
 function engineFor(start: UblkQueueStart, ring: Ring, fds: number[]): FileEngine {

@@ -7,8 +7,10 @@ import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
 import { workerUrl } from '../../worker_url.ts';
 import { eventFd, Thread } from '../thread.ts';
 import type { UblkControlThread } from './control_thread.ts';
+import { recoveryOf } from './modes.ts';
 import type { UblkDevice } from './options.ts';
 import { hasFeature } from './protocol.ts';
+import { Stay } from './queue.ts';
 
 /** What the thread of a queue is told at its start. */
 export interface UblkQueueStart {
@@ -23,8 +25,8 @@ export interface UblkQueueStart {
   wakeFd: number;
   /** Of a `RequestBoard` of as many places as the device's queues are deep. */
   board: SharedArrayBuffer;
-  /** One number, not 0 when the device is to be left to a successor. */
-  left: SharedArrayBuffer;
+  /** One number, of `Stay`. */
+  wanted: SharedArrayBuffer;
   log: LogSettings;
 }
 
@@ -35,7 +37,7 @@ export interface ServedWith {
 }
 
 /** How long requests may take to end before a device is left with them. */
-const QUIESCE_MS = 5000;
+const LEAVE_MS = 5000;
 
 export class UblkServer {
   /** Resolves where a thread has died of an internal error; never rejects. */
@@ -47,7 +49,7 @@ export class UblkServer {
     private readonly control: UblkControlThread,
     private readonly device: UblkDevice,
     threads: readonly Thread[],
-    private readonly left: Int32Array,
+    private readonly wanted: Int32Array,
     private readonly wakeFds: readonly number[],
   ) {
     this.failed = Promise.race(threads.map((thread) => thread.failed));
@@ -55,38 +57,44 @@ export class UblkServer {
   }
 
   /**
-   * Takes the block device away when its requests are done, and deletes it.
-   * @param held others still have it open, and are not waited for
+   * Takes the block device away when its requests are done; then it can be deleted.
    * @returns the error of a thread that died of it, and then others may still use the disk
    */
-  async stop(held: boolean): Promise<Error | undefined> {
-    const { id } = this.device.info;
-    const stopped = this.control.call('stop', id).then(() => this.ended);
-    const failure = await Promise.race([stopped, this.failed]);
-    if (failure) return failure;
-    await this.delete(held);
-    return undefined;
-  }
-
-  /** Removes a device whose queues have ended; one that somebody else removed is no error. */
-  async delete(held: boolean): Promise<void> {
-    await this.control.call('release', this.device.charFd);
-    await this.control.call('delete', this.device.info.id, held);
+  async stop(): Promise<Error | undefined> {
+    const stopped = this.control.call('stop', this.device.info.id).then(() => this.ended);
+    return await Promise.race([stopped, this.failed]);
   }
 
   /**
-   * Ends the queues and leaves the device, with what others have asked of it, to a successor.
+   * Removes a device whose queues have ended.
+   * @param held others still have it open, and are not waited for
+   * @returns false where it is only gone when they let go of it, and it is deleted once more
+   */
+  async delete(held: boolean): Promise<boolean> {
+    return await this.control.call('delete', this.device, held);
+  }
+
+  /**
+   * Ends the queues and leaves the device, with what others have asked of it, to a successor. It is
+   * let go of when the process ends.
    * @returns the error of a thread that died of it
    */
   async leave(): Promise<Error | undefined> {
     const { id, flags } = this.device.info;
-    if (hasFeature(flags, 'QUIESCE')) await this.control.call('quiesce', id, QUIESCE_MS);
-    Atomics.store(this.left, 0, 1);
+    const quiesced =
+      hasFeature(flags, 'QUIESCE') && (await this.control.call('quiesce', id, LEAVE_MS));
+    // Where the kernel would fail what comes while nobody serves, it is served until nothing comes.
+    if (!quiesced && recoveryOf(flags) !== 'reissue') {
+      this.want(Stay.UNTIL_IDLE);
+      await Promise.race([this.ended, this.failed, Bun.sleep(LEAVE_MS)]);
+    }
+    this.want(Stay.NO_LONGER);
+    return await Promise.race([this.ended, this.failed]);
+  }
+
+  private want(stay: number): void {
+    Atomics.store(this.wanted, 0, stay);
     for (const fd of this.wakeFds) shim.ubiblk_eventfd_signal(fd);
-    const failure = await Promise.race([this.ended, this.failed]);
-    if (failure) return failure;
-    await this.control.call('release', this.device.charFd);
-    return undefined;
   }
 }
 
@@ -104,12 +112,12 @@ export async function startUblkQueues(
   lazy: LazyDisk | null,
   log: Log,
 ): Promise<UblkServer> {
-  const left = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  const wanted = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
   const wakeFds = Array.from({ length: device.info.queues }, eventFd);
   const threads = wakeFds.map(
     () => new Thread(new Worker(queueWorker, { smol: true }), (message) => lazy?.receive(message)),
   );
-  const server = new UblkServer(control, device, threads, new Int32Array(left), wakeFds);
+  const server = new UblkServer(control, device, threads, new Int32Array(wanted), wakeFds);
   lazy?.connect((queue) => shim.ubiblk_eventfd_signal(wakeFds[queue]));
   for (const [queue, thread] of threads.entries()) {
     const start = {
@@ -122,11 +130,11 @@ export async function startUblkQueues(
       ...(cpus && { cpu: cpus[queue] }),
       wakeFd: wakeFds[queue],
       board: board.shared,
-      left,
+      wanted,
       log: log.settings,
     } satisfies UblkQueueStart;
     await thread.start(start).catch(async (error) => {
-      if (!device.recovered) await discard(control, device, threads.slice(0, queue));
+      if (!device.recovered) await discard(control, device, threads.slice(0, queue), log);
       throw error;
     });
   }
@@ -136,13 +144,14 @@ export async function startUblkQueues(
 /** Deletes a device that was not shown, some of whose queues are served already. */
 async function discard(
   control: UblkControlThread,
-  { info, charFd }: UblkDevice,
+  device: UblkDevice,
   serving: readonly Thread[],
+  log: Log,
 ): Promise<void> {
-  await control.call('stop', info.id);
+  log.debug('the device is removed again: a queue of it could not be started');
+  await control.call('stop', device.info.id);
   await Promise.all(serving.map((thread) => thread.ended));
-  await control.call('release', charFd);
-  await control.call('delete', info.id, false);
+  await control.call('delete', device, false);
 }
 
 const queueWorker = workerUrl('frontend/ublk/queue_worker.ts');

@@ -1,6 +1,6 @@
 /**
- * The top of the stack with UBLK_F_USER_COPY: the data of requests is read from and written to the
- * character device, through a bounded number of buffers, so that a queue needs memory for what is in
+ * Above a file with UBLK_F_USER_COPY: the data of requests is read from and written to the character
+ * device (a request's `origin` is its tag), through a bounded number of buffers, so that a queue needs memory for what is in
  * work and not for all that could be.
  */
 import { EIO } from '../../../ffi/errno.ts';
@@ -14,7 +14,6 @@ import {
   WRITE,
 } from '../../device/request.ts';
 import { bufferOffset } from './protocol.ts';
-import type { UblkRequest } from './queue.ts';
 
 const SMALL_BYTES = 16 * 1024;
 const SMALL_BUFFERS = 64;
@@ -24,8 +23,6 @@ export class UserCopyLayer implements BlockDevice {
   private readonly small: BufferPool;
   private readonly large: BufferPool;
   private readonly smallBytes: number;
-  receive?: () => void;
-  abandon?: () => void;
 
   /** @param maxIoBytes the longest request; it goes down in one piece */
   constructor(
@@ -42,8 +39,6 @@ export class UserCopyLayer implements BlockDevice {
     this.smallBytes = Math.min(SMALL_BYTES, maxIoBytes);
     this.small = new BufferPool(below, copier, requests, smalls, this.smallBytes);
     this.large = new BufferPool(below, copier, requests, larges, maxIoBytes);
-    if (below.receive) this.receive = () => below.receive?.();
-    if (below.abandon) this.abandon = () => below.abandon?.();
   }
 
   get inFlight(): number {
@@ -74,7 +69,7 @@ class DeviceCopier implements PieceCopier {
   }
 
   private place(piece: Piece, outer: BlockRequest): number {
-    return bufferOffset(this.queue, (outer as UblkRequest).tag) + piece.at;
+    return bufferOffset(this.queue, outer.origin) + piece.at;
   }
 }
 
