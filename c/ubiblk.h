@@ -151,6 +151,7 @@ UBIBLK_API int ubiblk_socket_listen(const char *path, uint32_t mode, uint64_t *i
 UBIBLK_API int ubiblk_socket_remove(const char *path, const uint64_t *identity);
 UBIBLK_API int ubiblk_socket_connect(const char *path);
 UBIBLK_API int ubiblk_socket_accept(int fd);
+UBIBLK_API int ubiblk_socket_gone(int fd);
 UBIBLK_API int ubiblk_socket_receive(int fd, void *buf, uint32_t size, int32_t *fds,
                                      uint32_t *fd_count);
 UBIBLK_API int ubiblk_socket_send(int fd, const void *buf, uint32_t size, const int32_t *fds,

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -94,6 +95,15 @@ int ubiblk_socket_accept(int fd)
 {
     int connection = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     return connection < 0 ? -errno : connection;
+}
+
+/* Whether the other end is closed, also while there is still something to receive. */
+int ubiblk_socket_gone(int fd)
+{
+    struct pollfd polled = {.fd = fd, .events = POLLRDHUP};
+    if (poll(&polled, 1, 0) < 0)
+        return -errno;
+    return (polled.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
 /*

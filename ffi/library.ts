@@ -81,6 +81,7 @@ const SYMBOLS = {
   ubiblk_socket_remove: { args: ['cstring', 'ptr'], returns: 'i32' },
   ubiblk_socket_connect: { args: ['cstring'], returns: 'i32' },
   ubiblk_socket_accept: { args: ['i32'], returns: 'i32' },
+  ubiblk_socket_gone: { args: ['i32'], returns: 'i32' },
   ubiblk_socket_receive: { args: ['i32', 'ptr', 'u32', 'ptr', 'ptr'], returns: 'i32' },
   ubiblk_socket_send: { args: ['i32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   ubiblk_eventfd: { args: [], returns: 'i32' },

@@ -77,6 +77,20 @@ static void tells_an_empty_socket_from_a_closed_one(void)
     close(pair[1]);
 }
 
+static void tells_whether_the_other_end_is_there(void)
+{
+    int pair[2];
+
+    make_pair(pair);
+    CHECK_EQUAL(ubiblk_socket_gone(pair[1]), 0);
+    CHECK_EQUAL(ubiblk_socket_send(pair[0], "x", 1, NULL, 0), 1);
+    CHECK_EQUAL(ubiblk_socket_gone(pair[1]), 0);
+    /* Also while what it has said is still to be received. */
+    close(pair[0]);
+    CHECK_EQUAL(ubiblk_socket_gone(pair[1]), 1);
+    close(pair[1]);
+}
+
 /* A peer may send more descriptors than a vhost-user message ever carries. */
 static void leaks_no_descriptor_that_is_too_many(void)
 {
@@ -176,6 +190,7 @@ int main(void)
     snprintf(path, sizeof(path), "%s/socket", folder);
     RUN(carries_bytes_and_descriptors);
     RUN(tells_an_empty_socket_from_a_closed_one);
+    RUN(tells_whether_the_other_end_is_there);
     RUN(leaks_no_descriptor_that_is_too_many);
     RUN(listens_with_the_mode_asked_for_and_serves);
     RUN(replaces_a_dead_socket_but_no_live_one_and_no_file);

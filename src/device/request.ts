@@ -38,8 +38,10 @@ export interface BlockDevice {
   readonly inFlight: number;
   /** Takes in what other threads have told; called whenever the queue's thread is awake. */
   receive?(): void;
-  /** Gives up requests that wait for another thread's word; nothing of them was done. */
+  /** Gives up requests that wait for another thread's word; of zeroes, a part may be done. */
   abandon?(): void;
+  /** Ends them with an I/O error instead. */
+  failWaiting?(): void;
 }
 
 /**

@@ -6,6 +6,7 @@
  * A request that overwrites a whole stripe that isn't local doesn't need what is there: it asks for a
  * claim, fills the stripe, and is answered when main has made that durable.
  */
+import { EIO } from '../../ffi/errno.ts';
 import { IovecTable } from '../../ffi/ring.ts';
 import {
   type BlockDevice,
@@ -220,12 +221,23 @@ export class LazyLayer implements BlockDevice, RequestOwner {
 
   /** Requests that wait for main are given up; those that are being carried out end as they do. */
   abandon(): void {
-    for (const request of this.large.unbegun()) request.owner.abandoned?.(request);
+    this.giveUp((request) => request.owner.abandoned?.(request));
+  }
+
+  failWaiting(): void {
+    this.giveUp((request) => {
+      request.result = -EIO;
+      request.owner.completed(request);
+    });
+  }
+
+  private giveUp(tell: (request: BlockRequest) => void): void {
+    for (const request of this.large.unbegun()) tell(request);
     for (const parked of this.parked) {
       if (parked.filling) continue;
       parked.abandoned = true;
       this.leave(parked);
-      parked.request.owner.abandoned?.(parked.request);
+      tell(parked.request);
     }
   }
 

@@ -177,6 +177,7 @@ testWith(
     const away = new Outage(lazy.image);
     const server = await serve(bed, lazy);
     await ended(qemuIo(bed, server, 'read 1M 256k'));
+    await statusWhen(server, lazy.rpc, ({ stripes }) => stripes.fetched === 1);
     away.begin();
     // The second one waits; those behind it are sent each when the one before is answered. The first
     // one has QEMU make room for large requests, which it does only while none is in flight.

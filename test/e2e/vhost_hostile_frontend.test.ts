@@ -18,11 +18,10 @@ import {
 import { shim } from '../../ffi/library.ts';
 import { Request } from '../../src/frontend/vhost/protocol.ts';
 import { BlockClient } from '../../src/probe/block_client.ts';
-import { DriverQueue, QueueEvents } from '../../src/probe/driver_queue.ts';
 import {
   ConnectionClosed,
   configPayload,
-  FrontendConnection,
+  type FrontendConnection,
   messageBytes,
   regionPayload,
   u64Payload,
@@ -31,32 +30,13 @@ import {
   vringState,
 } from '../../src/probe/frontend_connection.ts';
 import { writeAndCompare } from '../../src/probe/phases.ts';
-import { SharedMemory } from '../../src/probe/shared_memory.ts';
 import { Random } from '../random.ts';
 import { GUEST, inflightPayload, memoryFile, randomMessage, USER } from '../vhost/fake_frontend.ts';
-import { putHeader } from '../vhost/fake_guest.ts';
+import { connect, FEATURES, Machine, PROTOCOL_FEATURES, TIMEOUT_MS } from './machine.ts';
 import { binary } from './processes.ts';
 import { Bed, type Server, seed, soak } from './support.ts';
 
 const MIB = 1 << 20;
-const TIMEOUT_MS = 10_000;
-/** indirect_desc, event_idx, protocol_features, version_1. */
-const FEATURES = 0x1_7000_0000n;
-const PROTOCOL_FEATURES = 0x9209n;
-
-/** Connects; the frontend before may be on its way out, which refuses this one at first. */
-function connect(server: Server): FrontendConnection {
-  for (const deadline = Date.now() + TIMEOUT_MS; ; ) {
-    const connection = FrontendConnection.connect(server.socket, TIMEOUT_MS);
-    try {
-      connection.ask(Request.GET_FEATURES);
-      return connection;
-    } catch (error) {
-      connection.close();
-      if (Date.now() > deadline || !server.child.running) throw error;
-    }
-  }
-}
 
 /**
  * An ordinary client writes a megabyte, flushes it, and reads it back. Clients here block the thread:
@@ -89,108 +69,6 @@ async function expectHeld(server: Server, expected: ReturnType<typeof held>): Pr
     if (Bun.deepEquals(held(server), expected)) return;
   }
   expect(held(server)).toEqual(expected);
-}
-
-/** A virtual machine with several queues, driven by hand. */
-class Machine {
-  readonly connection: FrontendConnection;
-  readonly memory: SharedMemory;
-  readonly queues: DriverQueue[] = [];
-  readonly events: QueueEvents[] = [];
-  readonly errFds: number[] = [];
-
-  constructor(
-    server: Server,
-    readonly size = 64,
-    queues = 2,
-  ) {
-    this.connection = connect(server);
-    this.connection.ask(Request.GET_PROTOCOL_FEATURES);
-    this.connection.send(Request.SET_PROTOCOL_FEATURES, u64Payload(PROTOCOL_FEATURES));
-    this.connection.askAck(Request.SET_FEATURES, u64Payload(FEATURES));
-    this.memory = new SharedMemory(4 * MIB, 0x1_0000_0000);
-    const { guestAddress, length, userAddress, fd } = this.memory;
-    const region = regionPayload({ guestAddress, length, userAddress, fileOffset: 0 });
-    this.connection.askAck(Request.ADD_MEM_REG, region, [fd]);
-    for (let i = 0; i < queues; i++) this.startQueue(i);
-  }
-
-  private startQueue(index: number): void {
-    const queue = new DriverQueue(this.memory, index * 0x10000, this.size, true);
-    const events = new QueueEvents();
-    const errFd = shim.ubiblk_eventfd();
-    const at = (offset: number) => this.memory.userAddress + offset;
-    const addresses = vringAddresses(
-      index,
-      at(queue.descriptorsAt),
-      at(queue.usedAt),
-      at(queue.availableAt),
-    );
-    this.connection.askAck(Request.SET_VRING_NUM, vringState(index, this.size));
-    this.connection.askAck(Request.SET_VRING_ADDR, addresses);
-    this.connection.askAck(Request.SET_VRING_CALL, vringFd(index), [events.callFd]);
-    this.connection.askAck(Request.SET_VRING_ERR, vringFd(index), [errFd]);
-    this.connection.askAck(Request.SET_VRING_KICK, vringFd(index), [events.kickFd]);
-    this.connection.askAck(Request.SET_VRING_ENABLE, vringState(index, 1));
-    this.queues.push(queue);
-    this.events.push(events);
-    this.errFds.push(errFd);
-  }
-
-  /**
-   * Writes a read request of 4 KiB into three descriptors from `head` on, with its header and status
-   * in the first 256 KiB and its data at the end of the memory.
-   */
-  prepareRead(index: number, head: number, sector: number): void {
-    const control = 0x20000 + index * 0x8000 + head * 64;
-    putHeader(new DataView(this.memory.window(control, 16)), 0, 0, sector);
-    const base = this.memory.guestAddress;
-    const data = 2 * MIB + index * 0x80000 + head * 4096;
-    this.queues[index].writeChain(head, [
-      { address: base + control, length: 16, writable: false },
-      { address: base + data, length: 4096, writable: true },
-      { address: base + control + 32, length: 1, writable: true },
-    ]);
-    new Uint8Array(this.memory.window(control + 32, 1))[0] = 0xf8;
-  }
-
-  status(index: number, head: number): number {
-    return new Uint8Array(this.memory.window(0x20000 + index * 0x8000 + head * 64 + 32, 1))[0];
-  }
-
-  /** Makes heads available and kicks, whatever the server wants. */
-  offer(index: number, ...heads: number[]): void {
-    for (const head of heads) this.queues[index].add(head);
-    this.queues[index].publish();
-    this.events[index].kick();
-  }
-
-  /** Reads on a queue until its answer is there. @returns the status */
-  read(index: number, sector: number): number {
-    this.prepareRead(index, 0, sector);
-    this.offer(index, 0);
-    for (const deadline = Date.now() + TIMEOUT_MS; Date.now() < deadline; ) {
-      if (this.queues[index].takeUsed() === 0) return this.status(index, 0);
-      this.queues[index].armInterrupt();
-      if (this.queues[index].takeUsed() === 0) return this.status(index, 0);
-      this.events[index].await(1000, this.connection.fd);
-    }
-    throw new Error(`queue ${index} does not answer`);
-  }
-
-  /** Waits for the word that a queue is broken. */
-  expectBroken(index: number): void {
-    const polled = Int32Array.of(this.errFds[index]);
-    expect(shim.ubiblk_poll(polled, 1, TIMEOUT_MS)).toBe(1);
-    shim.ubiblk_eventfd_drain(this.errFds[index]);
-  }
-
-  close(): void {
-    for (const events of this.events) events.close();
-    for (const fd of this.errFds) shim.ubiblk_close(fd);
-    this.connection.close();
-    this.memory.close();
-  }
 }
 
 const engines = ['io_uring', 'sync'];
@@ -336,7 +214,7 @@ const breaks: [string, (machine: Machine) => void][] = [
   [
     'a head twice',
     (machine) => {
-      machine.prepareRead(0, 3, 0);
+      machine.prepare(0, 3, 0);
       machine.offer(0, 3, 3);
     },
   ],
@@ -397,7 +275,7 @@ for (const engine of engines) {
       expect(machine.read(1, 0)).toBe(0);
       // All of it, or from somewhere in the rings or the headers on; with requests in flight.
       const heads = Array.from({ length: 20 }, (_, i) => 3 * i);
-      for (const head of heads) machine.prepareRead(0, head, head * 8);
+      for (const head of heads) machine.prepare(0, head, head * 8);
       if (random.chance(2)) machine.offer(0, ...heads);
       const left = random.pick([0, 0, 4096, 0x10000, 0x20000]);
       ftruncateSync(machine.memory.fd, left);
@@ -442,7 +320,7 @@ test('an in-flight record that is taken away is its queue loss', async () => {
   expect(machine.read(0, 0)).toBe(0);
   ftruncateSync(answer.fds[0], 0);
   for (const fd of answer.fds) shim.ubiblk_close(fd);
-  machine.prepareRead(0, 0, 0);
+  machine.prepare(0, 0, 0);
   machine.offer(0, 0);
   machine.expectBroken(0);
   machine.close();

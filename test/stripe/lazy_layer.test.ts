@@ -301,6 +301,29 @@ test('requests that zero many stripes are given up, begun or not', () => {
   expect(layer.inFlight).toBe(1);
 });
 
+test('what waits fails when that takes too long, and what is being carried out ends as it does', () => {
+  const layer = layerWith(false);
+  const all = [
+    request(WRITE, 1, 4096),
+    zeroes(WRITE_ZEROES, 2 * STRIPE, STRIPE),
+    ...[10, 20, 30].map((first) => zeroes(WRITE_ZEROES, first * STRIPE, 10 * STRIPE)),
+  ];
+  const [write, filling, ...large] = all;
+  layer.submit(filling);
+  answerAll(layer);
+  for (const each of [write, ...large]) layer.submit(each);
+  layer.failWaiting();
+  const failed = [write, ...large].map(({ index }) => [index, -EIO]);
+  expect(answers.toSorted()).toEqual(failed.toSorted() as [number, number][]);
+  expect(layer.inFlight).toBeGreaterThan(0);
+  // What comes of their questions is nobody's any more.
+  base.end(0);
+  answerAll(layer);
+  answerAll(layer);
+  expect(answers.at(-1)).toEqual([filling.index, 0]);
+  expect([answers.length, base.requests.length, layer.inFlight]).toEqual([5, 0, 0]);
+});
+
 test('a request for stripes that are there is one request, however many they are', () => {
   const layer = layerWith(false);
   shared.states.fill(HAS_SOURCE | FETCHED);

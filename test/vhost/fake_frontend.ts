@@ -33,6 +33,8 @@ export const USER = 0x7f00_0000_0000;
 export class FakeQueues implements QueueControl {
   readonly running = new Map<number, RingStart>();
   readonly said: string[] = [];
+  /** What was to become of those who wait, at each stop of a ring. */
+  readonly waiting: number[] = [];
   regions: readonly MemoryRegion[] = [];
   writeback = true;
   flushes = 0;
@@ -56,10 +58,11 @@ export class FakeQueues implements QueueControl {
     this.said.push(`start ${queue}`);
   }
 
-  stop(queues: readonly number[], _abandon: boolean): number[] {
+  stop(queues: readonly number[], waiting: number): number[] {
     for (const queue of queues) {
       if (!this.running.delete(queue)) throw new Error(`queue ${queue} is stopped twice`);
       this.said.push(`stop ${queue}`);
+      this.waiting.push(waiting);
     }
     return queues.map(() => this.base);
   }

@@ -1,7 +1,15 @@
 /** A queue whose driver, disk and control thread do what they like. */
 import { afterEach, expect, spyOn, test } from 'bun:test';
 import { SPIN_CROWDED } from '../../ffi/ring.ts';
-import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../../src/device/request.ts';
+import {
+  type BlockRequest,
+  DISCARD,
+  FLUSH,
+  READ,
+  WRITE,
+  WRITE_ZEROES,
+} from '../../src/device/request.ts';
+import { Waiting } from '../../src/frontend/vhost/queue_link.ts';
 import { type BenchOptions, QueueBench, type Script } from './queue_bench.ts';
 
 const IN = 0;
@@ -279,6 +287,86 @@ test('a stop waits for what is in flight and says where the ring goes on', () =>
     expect(b.take().map(({ head }) => head)).toEqual([2]);
   });
 });
+
+/** A device whose requests all wait for another thread, and can be given up. */
+function waitingDevice(b: QueueBench): void {
+  const { device } = b;
+  const giveUp = (end: (request: BlockRequest) => void) => () => {
+    for (const request of device.open.splice(0)) end(request);
+  };
+  Object.assign(device, {
+    abandon: giveUp((request) => request.owner.abandoned?.(request)),
+    failWaiting: giveUp((request) => {
+      request.result = EIO;
+      request.owner.completed(request);
+    }),
+  });
+}
+
+const { FINISH, LEAVE, RECORD, FAIL } = Waiting;
+
+test.each([
+  ['left to its record', true, RECORD, undefined],
+  ['left to its record, however long that took', true, RECORD | FAIL, undefined],
+  ['left when the frontend has gone', true, FINISH, LEAVE],
+  ['left when the frontend goes, without a record', false, FINISH, LEAVE],
+  ['left by a frontend that is gone', false, LEAVE, undefined],
+])('what waits at a stop is %s', (_, inflight, waiting, later) => {
+  run(
+    function* (b) {
+      waitingDevice(b);
+      b.offer(0);
+      yield;
+      b.stop(waiting);
+      yield;
+      if (later !== undefined) {
+        expect(b.answer).toBe(null);
+        b.hurry(later);
+        yield;
+      }
+      expect(b.answer).toBe(1);
+      expect(b.take()).toEqual([]);
+      expect(b.statusOf(0)).toBe(0xf8);
+      if (!inflight) return;
+      b.start();
+      yield;
+      expect(b.device.asked.length).toBe(2);
+      b.device.finish(0);
+      yield;
+      expect(b.take().map(({ head }) => head)).toEqual([0]);
+      expect(b.statusOf(0)).toBe(OK);
+    },
+    { inflight },
+  );
+});
+
+test.each([
+  ['its ring is taken back', true, FINISH],
+  ['there is no record', false, RECORD],
+])(
+  'what waits at a stop is waited for, and fails when that takes too long: %s',
+  (_, inflight, waiting) => {
+    run(
+      function* (b) {
+        waitingDevice(b);
+        b.offer(0);
+        b.offer(1);
+        yield;
+        b.stop(waiting);
+        yield;
+        b.device.finish(1);
+        yield;
+        expect(b.answer).toBe(null);
+        b.hurry(waiting | FAIL);
+        yield;
+        expect(b.answer).toBe(2);
+        expect(b.take().map(({ head }) => head)).toEqual([1, 0]);
+        expect([0, 1].map((head) => b.statusOf(head))).toEqual([IOERR, OK]);
+      },
+      { inflight },
+    );
+  },
+);
 
 test('what other threads have told is taken in before a sleep, whenever the wake-up was seen', () => {
   run(

@@ -13,6 +13,7 @@ import {
   QueueLink,
   type RingStart,
   SharedState,
+  Waiting,
 } from '../../src/frontend/vhost/queue_link.ts';
 import type { Waiter } from '../../src/frontend/waiter.ts';
 import { Log } from '../../src/log.ts';
@@ -141,8 +142,15 @@ export class QueueBench {
     this.link.post(Command.START);
   }
 
-  stop(): void {
+  /** @param waiting what becomes of requests that the device keeps waiting */
+  stop(waiting: number = Waiting.FINISH): void {
+    this.link.waiting = waiting;
     this.link.post(Command.STOP);
+  }
+
+  /** It takes too long. */
+  hurry(waiting: number): void {
+    this.link.waiting = waiting;
   }
 
   /** The answer to the command posted last; null where it has none yet. */

@@ -4,6 +4,7 @@ import { openSync } from 'node:fs';
 import { shim } from '../../ffi/library.ts';
 import { inflightBytes } from '../../src/frontend/vhost/inflight.ts';
 import { MAX_TABLE_REGIONS, ProtocolError, Request } from '../../src/frontend/vhost/protocol.ts';
+import { Waiting } from '../../src/frontend/vhost/queue_link.ts';
 import type { Reply } from '../../src/frontend/vhost/session.ts';
 import {
   configPayload,
@@ -438,6 +439,40 @@ test('a guest sets the write-back cache, and nothing else of the configuration',
   frontend.say(Request.SET_CONFIG, configPayload(0, 32, new Uint8Array(32).fill(0xff)));
   expect(space()).toEqual(initial);
 });
+
+// Stops
+
+const { FINISH, LEAVE, RECORD } = Waiting;
+
+const end = (goingOn: boolean) => {
+  frontend.session.close(goingOn);
+  connect();
+};
+
+/** What happens to a session whose ring runs, and what becomes of requests that wait. */
+const stops: [string, number, () => void][] = [
+  ['a ring taken back', FINISH, () => frontend.ask(Request.GET_VRING_BASE, vringState(0, 0))],
+  ['a ring disabled', FINISH, () => frontend.say(Request.SET_VRING_ENABLE, vringState(0, 0))],
+  ['another place', FINISH, () => frontend.say(Request.SET_VRING_BASE, vringState(0, 7))],
+  ['more memory', RECORD, () => frontend.addMemory({ guestAddress: 0, userAddress: USER + MIB })],
+  ['another kick', RECORD, () => frontend.say(Request.SET_VRING_KICK, vringFd(0), [eventFd()])],
+  ['another error', RECORD, () => frontend.say(Request.SET_VRING_ERR, vringFd(0), [eventFd()])],
+  ['other addresses', RECORD, () => frontend.say(Request.SET_VRING_ADDR, addresses())],
+  ['the end of the server', RECORD, () => end(true)],
+  ['the end of the frontend', LEAVE, () => end(false)],
+];
+
+const addresses = () => vringAddresses(0, USER, USER + 0x8000, USER + 0x4000);
+
+for (const [name, waiting, stop] of stops) {
+  test(`what waits at a stop is ${waiting === FINISH ? 'waited for' : 'left'}: ${name}`, () => {
+    const { queues } = frontend;
+    frontend.addMemory();
+    frontend.startRing(0);
+    stop();
+    expect(queues.waiting).toEqual([waiting]);
+  });
+}
 
 // In-flight tracking
 

@@ -16,7 +16,7 @@ import {
   requestName,
   VERSION,
 } from './protocol.ts';
-import { Command, QueueLink, SharedState } from './queue_link.ts';
+import { Command, QueueLink, SharedState, Waiting } from './queue_link.ts';
 import type { ControlStart } from './server.ts';
 import { type Message, type QueueControl, type Reply, Session } from './session.ts';
 
@@ -24,6 +24,11 @@ declare const self: Worker;
 
 /** A frontend that stops in the middle of a message is given up after this. */
 const MESSAGE_TIMEOUT_MS = 10_000;
+
+/** What waits at a stop for what may be long in coming is failed after this. */
+const STOP_PATIENCE_MS = 3000;
+/** How often a stop that takes long looks whether the frontend is still there. */
+const LOOK_MS = 100;
 
 const READY_STOP = 1;
 const READY_CONNECTION = 2;
@@ -47,7 +52,11 @@ class QueueThreads implements QueueControl {
   private readonly links: QueueLink[];
   private readonly shared: SharedState;
 
-  constructor(private readonly start_: ControlStart) {
+  /** @param isGone whether the frontend has gone */
+  constructor(
+    private readonly start_: ControlStart,
+    private readonly isGone: () => boolean,
+  ) {
     this.shared = new SharedState(start_.shared);
     this.links = start_.wakeFds.map((_, i) => new QueueLink(start_.shared, i));
   }
@@ -58,8 +67,19 @@ class QueueThreads implements QueueControl {
     this.links[queue].await();
   };
 
-  stop: QueueControl['stop'] = (queues, abandon) => {
-    for (const queue of queues) this.post(queue, abandon ? Command.ABANDON : Command.STOP);
+  stop: QueueControl['stop'] = (queues, waiting) => {
+    const set = (how: number) => {
+      for (const queue of queues) this.links[queue].waiting = how;
+    };
+    set(waiting);
+    for (const queue of queues) this.post(queue, Command.STOP);
+    const deadlineMs = performance.now() + STOP_PATIENCE_MS;
+    while (!queues.every((queue) => this.links[queue].isAnswered(LOOK_MS))) {
+      if (this.isGone()) set(Waiting.LEAVE);
+      else if (performance.now() > deadlineMs) set(waiting | Waiting.FAIL);
+      else continue;
+      for (const queue of queues) this.wake(queue);
+    }
     return queues.map((queue) => this.links[queue].await());
   };
 
@@ -90,6 +110,10 @@ class QueueThreads implements QueueControl {
 
   private post(queue: number, command: (typeof Command)[keyof typeof Command]): void {
     this.links[queue].post(command);
+    this.wake(queue);
+  }
+
+  private wake(queue: number): void {
     shim.ubiblk_eventfd_signal(this.start_.wakeFds[queue]);
   }
 }
@@ -112,7 +136,7 @@ class Control {
   constructor(private readonly start: ControlStart) {
     const { facts, options } = start;
     this.log = new Log(start.log, 'vhost');
-    this.queues = new QueueThreads(start);
+    this.queues = new QueueThreads(start, () => this.isGone());
     this.features = offeredFeatures(facts);
     this.config = new BlockConfig(facts, options);
     this.log.debug('offered', { features: featureNames(this.features).join(' ') });
@@ -165,6 +189,10 @@ class Control {
       this.queues,
     );
     this.log.info('a frontend has connected');
+  }
+
+  private isGone(): boolean {
+    return this.connection >= 0 && shim.ubiblk_socket_gone(this.connection) === 1;
   }
 
   private disconnect(goingOn = false): void {

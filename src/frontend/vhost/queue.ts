@@ -27,7 +27,13 @@ import {
 } from './block_request.ts';
 import { GuestMemory, type MemoryRegistrar } from './guest_memory.ts';
 import { InflightRecord } from './inflight.ts';
-import { Command, type QueueLink, type RingStart, type SharedState } from './queue_link.ts';
+import {
+  Command,
+  type QueueLink,
+  type RingStart,
+  type SharedState,
+  Waiting,
+} from './queue_link.ts';
 import { Virtqueue, VirtqueueError } from './virtqueue.ts';
 
 /** Chains taken before completions are looked at: the guest works on answers while we go on. */
@@ -280,7 +286,7 @@ export class VhostQueue implements RequestOwner {
         this.interrupt();
         return 0;
       default:
-        return this.stopRing(command === Command.ABANDON);
+        return this.stopRing();
     }
   }
 
@@ -326,18 +332,18 @@ export class VhostQueue implements RequestOwner {
   }
 
   /** Finishes, or gives up, what is in flight; returns the next available index. */
-  private stopRing(abandon: boolean): number {
+  private stopRing(): number {
     const ring = this.ring;
     if (!ring) return 0;
     this.waiter.progress();
     this.device.receive?.();
-    if (abandon) this.device.abandon?.();
+    this.giveUpWaiting(ring);
     if (this.answeredCount > 0) this.publish(ring.queue);
     while (this.failed ? this.device.inFlight > 0 : this.open > 0) {
       this.waiter.sleep();
       this.device.receive?.();
       // What has ended may lead to something that waits.
-      if (abandon) this.device.abandon?.();
+      this.giveUpWaiting(ring);
       if (this.answeredCount > 0) this.publish(ring.queue);
     }
     this.waiter.unwatch();
@@ -348,6 +354,13 @@ export class VhostQueue implements RequestOwner {
     this.ring = null;
     this.callFd = -1;
     return ring.queue.nextAvailable;
+  }
+
+  private giveUpWaiting({ inflight }: RunningRing): void {
+    const { waiting } = this.link;
+    const left = inflight ? Waiting.LEAVE | Waiting.RECORD : Waiting.LEAVE;
+    if (waiting & left) this.device.abandon?.();
+    else if (waiting & Waiting.FAIL) this.device.failWaiting?.();
   }
 
   /** After an error of our own: whatever was open is given up, and requests are made anew. */

@@ -13,22 +13,39 @@ export const Command = {
   NONE: 0,
   /** Serve the ring described by the arguments. Answer: 0, or -1 where it is broken from the start. */
   START: 1,
-  /** Take nothing more, finish what is in flight. Answer: the next available index. */
+  /**
+   * Take nothing more, finish what is in flight, see `QueueLink.waiting`. Answer: the next available
+   * index.
+   */
   STOP: 2,
   /** Use another call descriptor from now on, and signal it once. Answer: 0. */
   CALL: 3,
   /** Leave the loop for good; like STOP. */
   EXIT: 4,
-  /** Like STOP, but requests that wait for another thread's word are left unanswered. */
-  ABANDON: 5,
 } as const;
 export type CommandCode = (typeof Command)[keyof typeof Command];
+
+/**
+ * What becomes of requests at a stop that wait for another thread's word: bits, of which the first that
+ * applies does.
+ */
+export const Waiting = {
+  /** They are waited for. */
+  FINISH: 0,
+  /** They are left unanswered. */
+  LEAVE: 1,
+  /** The same where a record of them is kept. */
+  RECORD: 2,
+  /** They end with an I/O error. */
+  FAIL: 4,
+} as const;
 
 /** 32-bit fields of a link. */
 const SEQUENCE = 0;
 const ANSWERED = 1;
 const COMMAND = 2;
 const ANSWER = 3;
+const WAITING = 4;
 const INTS = 16;
 
 /** 64-bit floating-point arguments of START. */
@@ -138,12 +155,26 @@ export class QueueLink {
 
   /** Blocks until the command posted last is answered. */
   await(): number {
+    while (!this.isAnswered(Number.POSITIVE_INFINITY)) {}
+    return Atomics.load(this.ints, ANSWER);
+  }
+
+  /** Blocks for some time. @returns whether the command posted last is answered */
+  isAnswered(timeoutMs: number): boolean {
     const sequence = Atomics.load(this.ints, SEQUENCE);
-    for (;;) {
-      const answered = Atomics.load(this.ints, ANSWERED);
-      if (answered === sequence) return Atomics.load(this.ints, ANSWER);
-      Atomics.wait(this.ints, ANSWERED, answered);
-    }
+    const answered = Atomics.load(this.ints, ANSWERED);
+    if (answered === sequence) return true;
+    Atomics.wait(this.ints, ANSWERED, answered, timeoutMs);
+    return Atomics.load(this.ints, ANSWERED) === sequence;
+  }
+
+  /** Bits of `Waiting`. They may change during a stop; the queue's eventfd is to be signalled after it. */
+  set waiting(waiting: number) {
+    Atomics.store(this.ints, WAITING, waiting);
+  }
+
+  get waiting(): number {
+    return Atomics.load(this.ints, WAITING);
   }
 
   // The queue thread's end.

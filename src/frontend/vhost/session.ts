@@ -32,7 +32,7 @@ import {
   VRING_NOFD_MASK,
   writeU64,
 } from './protocol.ts';
-import type { RingStart } from './queue_link.ts';
+import { type RingStart, Waiting } from './queue_link.ts';
 import { availBytes, DESC_BYTES, usedBytes } from './virtqueue.ts';
 
 /** The queue threads, as the control thread commands them. Every call returns when it is done. */
@@ -40,9 +40,10 @@ export interface QueueControl {
   start(queue: number, ring: RingStart): void;
   /**
    * Stops several queues at once; returns their next available indexes.
-   * @param abandon requests that wait for what may be long in coming are left unanswered
+   * @param waiting what becomes of requests that wait for what may be long in coming, bits of `Waiting`;
+   *   those that are waited for fail after some seconds, and are left when the frontend goes
    */
-  stop(queues: readonly number[], abandon: boolean): number[];
+  stop(queues: readonly number[], waiting: number): number[];
   setCall(queue: number, callFd: number): void;
   setRegions(regions: readonly MemoryRegion[]): void;
   setWriteback(on: boolean): void;
@@ -163,7 +164,7 @@ export class Session {
    * @param goingOn the frontend is still there, and its guest waits for answers
    */
   close(goingOn = false): void {
-    this.pause(!goingOn || this.inflight !== null);
+    this.pause(goingOn ? Waiting.RECORD : Waiting.LEAVE);
     this.memory.clear();
     this.dropInflight();
     for (const vring of this.vrings) {
@@ -186,7 +187,7 @@ export class Session {
       case Request.SET_OWNER:
         return null;
       case Request.RESET_OWNER:
-        this.pause(this.inflight !== null);
+        this.pause(Waiting.RECORD);
         return null;
       case Request.GET_PROTOCOL_FEATURES:
         return this.u64(message, PROTOCOL_FEATURES);
@@ -289,17 +290,16 @@ export class Session {
 
   /** Changes the memory table while no queue touches any of it. */
   private changeMemory(change: () => void): void {
-    // What the record names is begun again.
-    const stopped = this.pause(this.inflight !== null);
+    const stopped = this.pause(Waiting.RECORD);
     change();
     this.queues.setRegions(this.memory.regions);
     this.resume(stopped);
   }
 
-  /** Stops the running rings; returns which they were. @param abandon see QueueControl.stop */
-  private pause(abandon: boolean): number[] {
+  /** Stops the running rings; returns which they were. @param waiting see QueueControl.stop */
+  private pause(waiting: number): number[] {
     const running = this.vrings.flatMap((vring, i) => (vring.running ? [i] : []));
-    if (running.length > 0) this.stopRings(running, abandon);
+    if (running.length > 0) this.stopRings(running, waiting);
     return running;
   }
 
@@ -337,7 +337,7 @@ export class Session {
     const used = readU64(payload, 16);
     const available = readU64(payload, 24);
     const wasRunning = vring.running;
-    if (wasRunning) this.stopRings([index]);
+    if (wasRunning) this.stopRings([index], Waiting.RECORD);
     Object.assign(vring, { descriptors, used, available, addressed: true });
     if (wasRunning) this.startIfReady(index);
     return null;
@@ -346,7 +346,7 @@ export class Session {
   private setBase(payload: DataView): null {
     const index = payload.getUint32(0, true);
     const vring = this.vring(index);
-    if (vring.running) this.stopRings([index]);
+    if (vring.running) this.stopRings([index], Waiting.FINISH);
     vring.nextAvailable = payload.getUint32(4, true) & 0xffff;
     return null;
   }
@@ -354,7 +354,7 @@ export class Session {
   private getBase(message: Message, payload: DataView): Reply {
     const index = payload.getUint32(0, true);
     const vring = this.vring(index);
-    if (vring.running) this.stopRings([index]);
+    if (vring.running) this.stopRings([index], Waiting.FINISH);
     // The ring runs again only with a new kick descriptor.
     closeIfOpen(vring.kickFd);
     closeIfOpen(vring.callFd);
@@ -370,7 +370,7 @@ export class Session {
   private setKick(message: Message): null {
     const { index, fd } = this.takeVringFd(message);
     const vring = this.vrings[index];
-    if (vring.running) this.stopRings([index]);
+    if (vring.running) this.stopRings([index], Waiting.RECORD);
     closeIfOpen(vring.kickFd);
     vring.kickFd = fd;
     vring.kicked = true;
@@ -391,7 +391,7 @@ export class Session {
     const { index, fd } = this.takeVringFd(message);
     const vring = this.vrings[index];
     const wasRunning = vring.running;
-    if (wasRunning) this.stopRings([index]);
+    if (wasRunning) this.stopRings([index], Waiting.RECORD);
     closeIfOpen(vring.errFd);
     vring.errFd = fd;
     if (wasRunning) this.startIfReady(index);
@@ -419,7 +419,7 @@ export class Session {
     const vring = this.vring(index);
     vring.enabled = payload.getUint32(4, true) === 1;
     if (vring.enabled) this.startIfReady(index);
-    else if (vring.running) this.stopRings([index]);
+    else if (vring.running) this.stopRings([index], Waiting.FINISH);
     return null;
   }
 
@@ -446,8 +446,12 @@ export class Session {
     vring.running = true;
   }
 
-  private stopRings(indexes: readonly number[], abandon = false): void {
-    const bases = this.queues.stop(indexes, abandon);
+  /**
+   * @param waiting see QueueControl.stop: RECORD where the ring goes on, FINISH where the frontend takes
+   *   it back, who may not come again with its record
+   */
+  private stopRings(indexes: readonly number[], waiting: number): void {
+    const bases = this.queues.stop(indexes, waiting);
     indexes.forEach((index, i) => {
       this.vrings[index].running = false;
       this.vrings[index].nextAvailable = bases[i];
@@ -504,7 +508,7 @@ export class Session {
     if (size < queues * inflightBytes(queueSize) || offset % 8 !== 0) {
       throw new ProtocolError('an in-flight record that is too small or not aligned');
     }
-    const stopped = this.pause(false);
+    const stopped = this.pause(Waiting.FINISH);
     this.dropInflight();
     const mapped = mapShared(message.fds[0], offset, size, 'the in-flight record');
     this.inflight = { ...mapped, queues, queueBytes: inflightShare(size, queues) };

@@ -42,6 +42,8 @@ export class Guest implements RequestOwner {
   givenUp = false;
   /** What queues give up is not begun again. */
   leaving = false;
+  /** A queue fails what waits. */
+  private failing = false;
   private readonly slots: Slot[] = [];
   private readonly slotOf = new Map<BlockRequest, Slot>();
   private values = 0;
@@ -179,11 +181,19 @@ export class Guest implements RequestOwner {
     for (const layer of this.program?.layers ?? []) layer.abandon();
   }
 
+  /** A queue fails what waits for main. */
+  failWaiting(queue: number): void {
+    this.failing = true;
+    this.program?.layers[queue].failWaiting();
+    this.failing = false;
+  }
+
   private checkResult({ request, beganMs }: Slot): void {
     const { result, op } = request;
     if (result === 0 || op === FLUSH) return;
     if (result > 0) this.world.fail(`${opName(op)} ends with ${result}`);
-    if (!this.givenUp && this.world.faultAtMs < beganMs - FAULT_MEMORY_MS) {
+    const givenUp = this.givenUp || this.failing;
+    if (!givenUp && this.world.faultAtMs < beganMs - FAULT_MEMORY_MS) {
       this.world.fail(`${opName(op)} fails with ${result}, for no reason`);
     }
   }
@@ -242,7 +252,9 @@ export class Guest implements RequestOwner {
     if (this.slots.every(({ busy }) => busy)) return false;
     this.left--;
     if (scenario.pauses > 0 && dice.chance(scenario.pauses)) {
-      this.program?.layers[dice.below(scenario.queues)].abandon();
+      const queue = dice.below(scenario.queues);
+      if (dice.chance(3)) this.failWaiting(queue);
+      else this.program?.layers[queue].abandon();
     }
     const op = this.pickOp();
     const [first, count] = op === FLUSH ? [0, 0] : this.pickRange();

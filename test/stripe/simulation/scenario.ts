@@ -61,7 +61,7 @@ export interface Scenario {
   deaf: boolean;
   diskMs: number;
   messageMs: number;
-  /** Queues are made to give up what waits, once in so many requests, and begin it again; 0: never. */
+  /** Queues give up what waits, once in so many requests: they fail it, or begin it again; 0: never. */
   pauses: number;
   /** Queues look for answers without being woken, too. */
   eager: boolean;

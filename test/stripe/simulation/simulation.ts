@@ -204,17 +204,19 @@ class Simulation {
   private finishRequests(): void {
     const { world, guest, program } = this;
     const { dice, timeline, faulty, scenario } = world;
-    const way = dice.pick(['wait', 'leave', 'give up']);
+    const way = dice.pick(['wait', 'leave', 'fail', 'give up']);
     world.note(() => `--- requests at the end: ${way}`);
     guest.left = way === 'give up' ? Math.min(guest.left, LAST_REQUESTS) : 0;
     if (way === 'wait') {
       world.faulty = false;
-    } else if (way === 'leave') {
+    } else if (way === 'leave' || way === 'fail') {
       world.sourceGone = true;
-      guest.leaving = true;
+      guest.leaving = way === 'leave';
+      guest.givenUp = way === 'fail';
       // As a queue that stops does: also what comes to wait only then is given up.
       const pause = () => {
-        guest.pauseAll();
+        if (way === 'leave') guest.pauseAll();
+        else for (let queue = 0; queue < scenario.queues; queue++) guest.failWaiting(queue);
         if (guest.waiting > 0) timeline.after(dice.delayMs(scenario.diskMs) + 1, pause);
       };
       timeline.after(dice.delayMs(scenario.diskMs), pause);
