@@ -206,13 +206,14 @@ export class UblkQueue implements RequestOwner, RingHandler {
     }
     const { shape } = this;
     const length = words[at + 1] * 512;
-    const offset = (words[at + 2] + words[at + 3] * 2 ** 32) * 512;
+    // Of a flush the kernel leaves the largest number there.
+    const offset = op === FLUSH ? 0 : (words[at + 2] + words[at + 3] * 2 ** 32) * 512;
     const moves = op === READ || op === WRITE;
     if (moves && length > shape.maxIoBytes) {
       this.commit(tag, -EINVAL);
       return;
     }
-    if (op !== FLUSH && offset + length > shape.sizeBytes) {
+    if (offset + length > shape.sizeBytes) {
       this.commit(tag, -EIO);
       return;
     }
