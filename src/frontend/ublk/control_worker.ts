@@ -2,7 +2,7 @@
  * The control thread of a ublk server: its commands to the driver block, also while a device that
  * starts reads its partition table through our own queues.
  */
-import { closeSync, constants, existsSync, openSync } from 'node:fs';
+import { closeSync, constants, existsSync, openSync, writeFileSync } from 'node:fs';
 import { EACCES, EBUSY, ENODEV, EPERM } from '../../../ffi/errno.ts';
 import { attachLibrary, shim } from '../../../ffi/library.ts';
 import { errorName, UserError } from '../../errors.ts';
@@ -16,11 +16,13 @@ import { charPath, type DeviceInfo, type DeviceParams, hasFeature } from './prot
 
 declare const self: Worker;
 
-/**
- * How long a dead server's last hold on its device is waited for: with every request in its hands, drivers
- * before Linux 6.16 notice only by their time-outs of 30 s.
- */
+/** How long a dead server's last hold on its device is waited for. */
 const PATIENCE_MS = 90_000;
+/**
+ * Of a request to the device. A server that dies with every request of a queue in its hands is noticed by
+ * drivers before Linux 6.16 only when one of them times out: by default after 30 s.
+ */
+const IO_TIMEOUT_MS = 2000;
 const TELL_MS = 3000;
 /** A rule of udev's may have to give us what we have made. */
 const OPEN_PATIENCE_MS = 10_000;
@@ -113,6 +115,7 @@ const calls = {
       control.setParams(id, params);
       control.start(id);
     }
+    if (!seesDeath(device)) shortenTimeout(id);
   },
 
   /** Ends the block device when its requests are done. */
@@ -163,6 +166,20 @@ self.onmessage = (event: MessageEvent<ControlCall>) => {
     post({ kind: 'refused', message, user: error instanceof UserError });
   }
 };
+
+/** Whether the driver sees at once that a server has died, or had better not have requests that time out. */
+function seesDeath({ info }: UblkDevice): boolean {
+  // It kills a user's server at a time-out.
+  return hasFeature(info.flags, 'QUIESCE') || hasFeature(info.flags, 'UNPRIVILEGED_DEV');
+}
+
+function shortenTimeout(id: number): void {
+  try {
+    writeFileSync(`/sys/block/ublkb${id}/queue/io_timeout`, String(IO_TIMEOUT_MS));
+  } catch {
+    // A successor has to wait longer.
+  }
+}
 
 function post(answer: ControlAnswer): void {
   self.postMessage(answer);
