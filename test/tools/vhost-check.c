@@ -28,6 +28,8 @@
 //                  for each sector what a flush or FUA made durable; that, or anything sent later,
 //                  may be found
 //     progress=1   print the number of answers ten times a second
+//     errors=1     requests may fail: they are counted, and what they should have changed may be
+//                  there or not. To compare it later, use cache=1, too
 //
 // Prints one line of counts. Exit status: 0 all as expected, 1 a wrong byte, a failed request or
 // no answer, 2 wrong usage or no connection.
@@ -70,7 +72,9 @@ static unsigned char *copy;  // what the device must hold
 static unsigned char *known; // per sector: 1 when copy[] must match
 static struct sector_state *state;
 static uint64_t sectors;
-static uint32_t *answered;         // per sector, with cache=1: the last value answered
+static uint32_t *answered; // per sector, with cache=1: the last value answered
+static bool errors_allowed;
+static unsigned long long errors;
 static const unsigned char *image; // what the part holds that was never written to, or NULL
 
 static uint64_t next_random(uint64_t *s)
@@ -282,6 +286,12 @@ static void send_request(struct blkio *b, struct request *q, uint64_t offset)
 
 static int completed(struct request *q, int ret, bool zero)
 {
+    if (ret && errors_allowed) {
+        errors++;
+        if (q->kind != 'r')
+            memset(known + q->start / SECTOR, 0, q->len / SECTOR);
+        return 0;
+    }
     if (ret) {
         fprintf(stderr, "vhost-check: request %c %llu+%llu failed: %s\n", q->kind,
                 (unsigned long long)q->start, (unsigned long long)q->len, strerror(-ret));
@@ -360,6 +370,7 @@ int main(int argc, char **argv)
     uint64_t seconds = option("seconds", 0);
     const char *until = text("until", NULL), *mix = text("mix", "rrrrwwwwzdf");
     bool zero = option("zero", 0), progress = option("progress", 0);
+    errors_allowed = option("errors", 0);
     size_t kinds = strlen(mix);
     rng_state = seed * 0x9e3779b97f4a7c15ULL | 1;
     if (!kinds || !depth || depth > MAX_DEPTH || !queues || queues > MAX_QUEUES || max < SECTOR)
@@ -533,9 +544,10 @@ int main(int argc, char **argv)
     }
     printf(
         "vhost-check: seed %llu, %llu requests (%llu r, %llu w, %llu u, %llu z, %llu d, %llu f), "
-        "%llu MiB, %.2f s: %s\n",
+        "%llu errors, %llu MiB, %.2f s: %s\n",
         (unsigned long long)seed, (unsigned long long)sent, count['r'], count['w'], count['u'],
-        count['z'], count['d'], count['f'], moved >> 20, seconds_since(&t0), bad ? "FAILED" : "ok");
+        count['z'], count['d'], count['f'], errors, moved >> 20, seconds_since(&t0),
+        bad ? "FAILED" : "ok");
     blkio_destroy(&b);
     return bad;
 }
