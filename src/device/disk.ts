@@ -130,7 +130,7 @@ export function openNullDisk(sizeBytes: number): Disk {
 export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
   openLibrary();
   const { path, xts = 0, lockWaitMs = LOCK_WAIT_MS } = options;
-  const { fd, direct, readOnly } = openFile(options, log);
+  const { fd, direct, readOnly } = await openFile(options, lockWaitMs ?? 0, log);
   const lock = async (descriptor: number, start: number, length: number) => {
     if (lockWaitMs === null) return;
     const range = { fd: descriptor, start, length, shared: readOnly };
@@ -182,7 +182,7 @@ interface Opened {
   readOnly: boolean;
 }
 
-function openFile(options: DiskOptions, log: Log): Opened {
+async function openFile(options: DiskOptions, waitMs: number, log: Log): Promise<Opened> {
   const { path, remedy = "create the disk's data file first" } = options;
   const stat = statSync(path, { throwIfNoEntry: false });
   if (!stat) throw new UserError(`'${path}' does not exist; ${remedy}`);
@@ -195,6 +195,7 @@ function openFile(options: DiskOptions, log: Log): Opened {
   const exclusive = stat.isBlockDevice() ? constants.O_EXCL : 0;
   const sync = options.writeThrough ? constants.O_DSYNC : 0;
   let direct = options.directIo ? constants.O_DIRECT : 0;
+  const patience = new Patience(waitMs, `'${path}' is in use; waiting for it to be let go of`, log);
   for (;;) {
     const access = readOnly ? constants.O_RDONLY : constants.O_RDWR | exclusive;
     try {
@@ -209,6 +210,7 @@ function openFile(options: DiskOptions, log: Log): Opened {
       } else if (!readOnly && (code === 'EACCES' || code === 'EROFS' || code === 'EPERM')) {
         readOnly = true;
       } else if (code === 'EBUSY') {
+        if (await patience.waited()) continue;
         throw new UserError(`'${path}' is mounted or in use by another program (EBUSY)`);
       } else {
         throw new UserError(`'${path}' can't be opened: ${code}`);
@@ -259,22 +261,43 @@ async function lockRange(
   waitMs: number,
   log: Log,
 ): Promise<void> {
-  const deadline = Date.now() + waitMs;
-  let told = false;
-  for (let retryMs = 1; ; retryMs = Math.min(retryMs * 2, LOCK_RETRY_MS)) {
+  const told = `'${path}' is locked by another process; waiting for it to end`;
+  const patience = new Patience(waitMs, told, log);
+  for (;;) {
     const result = shim.ubiblk_file_lock(fd, start, length, shared ? 0 : 1);
     if (result === 0) return;
     if (result !== -EAGAIN) throw failed('fcntl(F_OFD_SETLK)', result);
-    if (Date.now() >= deadline) {
-      throw new UserError(
-        `'${path}' is in use by another process, which holds its lock; stop that one first`,
-      );
+    if (await patience.waited()) continue;
+    throw new UserError(
+      `'${path}' is in use by another process, which holds its lock; stop that one first`,
+    );
+  }
+}
+
+/** Waits for whoever has a file, a while after each look at it, and no longer than it was made for. */
+class Patience {
+  private readonly deadline: number;
+  private retryMs = 1;
+  private told = false;
+
+  constructor(
+    waitMs: number,
+    private readonly message: string,
+    private readonly log: Log,
+  ) {
+    this.deadline = Date.now() + waitMs;
+  }
+
+  /** @returns false where the time is over */
+  async waited(): Promise<boolean> {
+    if (Date.now() >= this.deadline) return false;
+    if (this.retryMs === LOCK_RETRY_MS && !this.told) {
+      this.told = true;
+      this.log.info(this.message);
     }
-    if (retryMs === LOCK_RETRY_MS && !told) {
-      told = true;
-      log.info(`'${path}' is locked by another process; waiting for it to end`);
-    }
-    await Bun.sleep(retryMs);
+    await Bun.sleep(this.retryMs);
+    this.retryMs = Math.min(this.retryMs * 2, LOCK_RETRY_MS);
+    return true;
   }
 }
 

@@ -3,7 +3,7 @@
 import { expect, test } from 'bun:test';
 import { existsSync, readdirSync, readlinkSync } from 'node:fs';
 import { binary, client, keyValues, within } from './processes.ts';
-import { Bed } from './support.ts';
+import { Bed, need, testWith } from './support.ts';
 
 test('a second server on the same data file is refused in one sentence', async () => {
   await using bed = new Bed();
@@ -38,6 +38,25 @@ test('a second server takes over as soon as the first one ends', async () => {
   await bed.check(socket, { ops: 500 });
   await bed.stop({ child, socket, config });
 }, 60_000);
+
+testWith(
+  'a second server takes over a block device as soon as the first one ends',
+  [need.loop()],
+  async () => {
+    await using bed = new Bed();
+    const disk = bed.disk({ kind: 'loop512' });
+    const first = await bed.serve(disk);
+    const socket = bed.path('second.sock');
+    const config = bed.config({ path: disk, socket, queue_size: 256 });
+    const child = bed.spawn([binary, 'serve', 'vhost', '--config', config]);
+    await child.said(/is in use; waiting for it to be let go of/, 10_000, 0, child.stderr);
+    await bed.crash(first);
+    await bed.listening(child, 15_000);
+    await bed.check(socket, { ops: 500 });
+    await bed.stop({ child, socket, config });
+  },
+  60_000,
+);
 
 async function opened(pid: number, file: string): Promise<void> {
   for (;;) {
