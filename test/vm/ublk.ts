@@ -34,6 +34,8 @@ failed() {
   trap - ERR
   echo "FAILED in step '$step' with status $1: $2" >&2
   dmesg | tail -n 20 >&2
+  # The machine would wait for whoever waits for a server.
+  timeout 20 "$ubiblk" ublk del --all --force > /dev/null 2>&1
   exit 1
 }
 trap 'failed $? "$BASH_COMMAND"' ERR
