@@ -7,11 +7,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+/* Somebody else's lock on a folder is waited for a second. */
+enum { LOCK_RETRY_US = 1000, MAX_LOCK_TRIES = 1000 };
 
 static int unix_socket(const char *path, struct sockaddr_un *address)
 {
@@ -28,25 +33,51 @@ static int unix_socket(const char *path, struct sockaddr_un *address)
 }
 
 /*
- * Listens on path with exactly the given mode. A socket that nobody listens on any more is
- * replaced; -EADDRINUSE where somebody does, -ENOTSOCK where the path is something else. identity
- * receives what ubiblk_socket_remove needs.
+ * Locks path's folder, so that of several processes one at a time looks at what is there and puts
+ * its socket into its place: another one would find it before it listens, and take it away. Returns
+ * a descriptor to close; negative where there is no lock to be had, which is gone on without.
  */
-int ubiblk_socket_listen(const char *path, uint32_t mode, uint64_t *identity)
+static int lock_folder(const char *path)
+{
+    char folder[sizeof(((struct sockaddr_un *)0)->sun_path) + 1];
+    snprintf(folder, sizeof(folder), "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (!slash)
+        strcpy(folder, ".");
+    else if (slash == folder)
+        strcpy(folder, "/");
+    else
+        *slash = 0;
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int tries = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0; tries++) {
+        if (errno != EWOULDBLOCK || tries == MAX_LOCK_TRIES) {
+            close(fd);
+            return -1;
+        }
+        usleep(LOCK_RETRY_US);
+    }
+    return fd;
+}
+
+static int make_room(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) < 0)
+        return 0;
+    if (!S_ISSOCK(st.st_mode))
+        return -ENOTSOCK;
+    int probe = ubiblk_socket_connect(path);
+    if (probe >= 0)
+        close(probe);
+    if (probe >= 0 || probe == -EAGAIN || probe == -EACCES)
+        return -EADDRINUSE;
+    return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+static int listen_at(const char *path, uint32_t mode, uint64_t *identity)
 {
     struct sockaddr_un address;
     struct stat st;
-    if (lstat(path, &st) == 0) {
-        if (!S_ISSOCK(st.st_mode))
-            return -ENOTSOCK;
-        int probe = ubiblk_socket_connect(path);
-        if (probe >= 0)
-            close(probe);
-        if (probe >= 0 || probe == -EAGAIN || probe == -EACCES)
-            return -EADDRINUSE;
-        if (unlink(path) < 0 && errno != ENOENT)
-            return -errno;
-    }
     int fd = unix_socket(path, &address);
     if (fd < 0)
         return fd;
@@ -66,15 +97,36 @@ fail:;
     return err;
 }
 
+/*
+ * Listens on path with exactly the given mode. A socket that nobody listens on any more is
+ * replaced; -EADDRINUSE where somebody does, -ENOTSOCK where the path is something else. identity
+ * receives what ubiblk_socket_remove needs.
+ */
+int ubiblk_socket_listen(const char *path, uint32_t mode, uint64_t *identity)
+{
+    int lock = lock_folder(path);
+    int result = make_room(path);
+    if (result == 0)
+        result = listen_at(path, mode, identity);
+    if (lock >= 0)
+        close(lock);
+    return result;
+}
+
 /* Removes the socket's node if it is still the one that was made. */
 int ubiblk_socket_remove(const char *path, const uint64_t *identity)
 {
     struct stat st;
+    int lock = lock_folder(path), err = 0;
     if (lstat(path, &st) < 0)
-        return -errno;
-    if ((uint64_t)st.st_dev != identity[0] || (uint64_t)st.st_ino != identity[1])
-        return -ESTALE;
-    return unlink(path) < 0 ? -errno : 0;
+        err = -errno;
+    else if ((uint64_t)st.st_dev != identity[0] || (uint64_t)st.st_ino != identity[1])
+        err = -ESTALE;
+    else if (unlink(path) < 0)
+        err = -errno;
+    if (lock >= 0)
+        close(lock);
+    return err;
 }
 
 int ubiblk_socket_connect(const char *path)

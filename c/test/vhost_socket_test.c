@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "test.h"
@@ -169,6 +171,56 @@ static void replaces_a_dead_socket_but_no_live_one_and_no_file(void)
     unlink(path);
 }
 
+/* Listens when the gate is closed, tells whether it could, and goes on listening until it is
+ * killed. */
+static pid_t contender(int gate[2], int report)
+{
+    pid_t child = fork();
+    if (child != 0)
+        return child;
+    uint64_t identity[2];
+    char byte;
+    close(gate[1]);
+    (void)!read(gate[0], &byte, 1);
+    byte = ubiblk_socket_listen(path, 0600, identity) >= 0;
+    (void)!write(report, &byte, 1);
+    for (;;)
+        pause();
+}
+
+static void only_one_of_two_takes_the_place_of_a_dead_socket(void)
+{
+    enum { ROUNDS = 300, CONTENDERS = 3 };
+    uint64_t identity[2];
+
+    for (int round = 0; round < ROUNDS && !test_failures; round++) {
+        int gate[2], report[2], listening = 0;
+        pid_t children[CONTENDERS];
+        int dead = ubiblk_socket_listen(path, 0600, identity);
+        CHECK(dead >= 0);
+        close(dead);
+        CHECK(pipe(gate) == 0 && pipe(report) == 0);
+        for (int i = 0; i < CONTENDERS; i++)
+            children[i] = contender(gate, report[1]);
+        close(gate[1]);
+        for (int i = 0; i < CONTENDERS; i++) {
+            char byte = 0;
+            CHECK_EQUAL(read(report[0], &byte, 1), 1);
+            listening += byte;
+        }
+        CHECK_EQUAL(listening, 1);
+        int connection = ubiblk_socket_connect(path);
+        CHECK(connection >= 0);
+        close(connection);
+        for (int i = 0; i < CONTENDERS; i++) {
+            kill(children[i], SIGKILL);
+            waitpid(children[i], NULL, 0);
+        }
+        close(gate[0]), close(report[0]), close(report[1]);
+    }
+    unlink(path);
+}
+
 static void refuses_paths_that_are_too_long_or_lead_nowhere(void)
 {
     uint64_t identity[2];
@@ -194,6 +246,7 @@ int main(void)
     RUN(leaks_no_descriptor_that_is_too_many);
     RUN(listens_with_the_mode_asked_for_and_serves);
     RUN(replaces_a_dead_socket_but_no_live_one_and_no_file);
+    RUN(only_one_of_two_takes_the_place_of_a_dead_socket);
     RUN(refuses_paths_that_are_too_long_or_lead_nowhere);
     rmdir(folder);
     return test_summary();
