@@ -36,6 +36,11 @@ export class BounceLayer implements BlockDevice {
     else this.below.submit(request);
   }
 
+  reset(): void {
+    this.pool.reset();
+    this.below.reset?.();
+  }
+
   /**
    * Whether a request needs a buffer. One whose place on the disk isn't aligned doesn't: the file
    * takes it without O_DIRECT, which asks nothing of memory.

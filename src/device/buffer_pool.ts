@@ -101,6 +101,16 @@ export class BufferPool implements RequestOwner {
     this.feed();
   }
 
+  /** See BlockDevice.reset. */
+  reset(): void {
+    while (this.waiting.shift()) {}
+    this.free.length = 0;
+    for (const piece of this.pieces) {
+      piece.outer = null;
+      this.free.push(piece);
+    }
+  }
+
   private feed(): void {
     if (this.feeding) return;
     this.feeding = true;

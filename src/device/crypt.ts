@@ -74,6 +74,12 @@ export class CryptLayer implements BlockDevice {
       this.large.submit(request);
     }
   }
+
+  reset(): void {
+    this.small.reset();
+    this.large.reset();
+    this.below.reset?.();
+  }
 }
 
 /** A request below an in-place layer, on behalf of the one above. */

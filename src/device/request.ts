@@ -42,6 +42,8 @@ export interface BlockDevice {
   abandon?(): void;
   /** Ends them with an I/O error instead. */
   failWaiting?(): void;
+  /** After an error of our own, when nothing is in flight: forgets requests that it keeps. */
+  reset?(): void;
 }
 
 /**

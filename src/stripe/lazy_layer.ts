@@ -231,6 +231,11 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     });
   }
 
+  reset(): void {
+    this.base.reset?.();
+    this.image?.reset?.();
+  }
+
   private giveUp(tell: (request: BlockRequest) => void): void {
     for (const request of this.large.unbegun()) tell(request);
     for (const parked of this.parked) {

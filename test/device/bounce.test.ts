@@ -165,3 +165,39 @@ test('a request of gigabytes over a device that completes at once needs no deep 
   expect(requester.done).toEqual([request]);
   expect(pieces).toBe(2 ** 32 / (128 * 1024));
 }, 60_000);
+
+test('after an error of our own, what was kept is forgotten, and all buffers are there', () => {
+  let failing = true;
+  let most = 0;
+  const open: BlockRequest[] = [];
+  const below: BlockDevice = {
+    inFlight: 0,
+    submit(request) {
+      if (failing) throw new Error('made to fail');
+      most = Math.max(most, open.push(request));
+    },
+  };
+  const finishAll = () => {
+    for (let request = open.shift(); request; request = open.shift()) {
+      request.result = 0;
+      request.owner.completed(request);
+    }
+  };
+  const layer = new BounceLayer(below, facts, table);
+  const large = () => requester.make(READ, 0, [[1, 1 << 21]]);
+  const before = large();
+  expect(() => layer.submit(before)).toThrow('made to fail');
+  failing = false;
+  layer.reset();
+  const first = large();
+  layer.submit(first);
+  const buffers = most;
+  finishAll();
+  expect(requester.done).toEqual([first]);
+  expect(buffers).toBeGreaterThan(1);
+  // As many as a layer has that never failed.
+  most = 0;
+  const other = new BounceLayer(below, facts, table);
+  other.submit(large());
+  expect(most).toBe(buffers);
+});

@@ -394,6 +394,8 @@ test('an error of our own stops the ring, never its stop; what was open is answe
     function* (b) {
       b.offer(0);
       yield;
+      let resets = 0;
+      Object.assign(b.device, { reset: () => resets++ });
       b.device.throwNext = true;
       b.offer(1);
       yield;
@@ -404,8 +406,10 @@ test('an error of our own stops the ring, never its stop; what was open is answe
       b.device.finish(0);
       yield;
       expect(b.answer).toBe(2);
+      expect(resets).toBe(0);
       b.start({ nextAvailable: 2 });
       yield;
+      expect(resets).toBe(1);
       expect(b.device.open.length).toBe(1);
       b.device.finish(0);
       yield;

@@ -369,6 +369,7 @@ export class VhostQueue implements RequestOwner {
     this.open = 0;
     this.answeredCount = 0;
     this.pool.discard();
+    this.device.reset?.();
   }
 
   private breakRing(ring: RunningRing, error: Error): void {
