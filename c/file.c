@@ -222,6 +222,14 @@ int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length)
     return ioctl(to, FICLONERANGE, &range) < 0 ? -errno : 0;
 }
 
+/* Gives a file that has none (O_TMPFILE) a name; -EEXIST where something has it. */
+int ubiblk_file_link(int fd, const char *path)
+{
+    char own[32];
+    snprintf(own, sizeof(own), "/proc/self/fd/%d", fd);
+    return linkat(AT_FDCWD, own, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+}
+
 int ubiblk_fdatasync(int fd)
 {
     return fdatasync(fd) < 0 ? -errno : 0;

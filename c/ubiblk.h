@@ -65,6 +65,7 @@ UBIBLK_API int64_t ubiblk_pread_cached(int fd, uint64_t buf, uint64_t length, ui
 UBIBLK_API int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset);
 UBIBLK_API int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 UBIBLK_API int ubiblk_fdatasync(int fd);
+UBIBLK_API int ubiblk_file_link(int fd, const char *path);
 UBIBLK_API int64_t ubiblk_file_birth(int fd);
 UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
 int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length);

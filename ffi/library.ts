@@ -58,6 +58,7 @@ const SYMBOLS = {
   ubiblk_file_birth: { args: ['i32'], returns: FFIType.i64 },
   ubiblk_file_expect: { args: ['i32', 'u64', 'u64'], returns: 'i32' },
   ubiblk_fdatasync: { args: ['i32'], returns: 'i32' },
+  ubiblk_file_link: { args: ['i32', 'cstring'], returns: 'i32' },
   ubiblk_lanes_start: { args: [], returns: 'i32' },
   ubiblk_lanes_reap: { args: ['ptr', 'u32'], returns: 'u32' },
   ubiblk_lane_open: { args: ['cstring', 'u32', 'ptr'], returns: 'i32' },

@@ -1,7 +1,8 @@
 /**
- * A file that is there as a whole or not at all: written under another name beside its place, for the
- * owner's eyes only, and renamed when it is complete and on stable storage. Whatever ends the process
- * through its `exit` event takes an incomplete one along.
+ * A file that is there as a whole or not at all, for the owner's eyes only. It has no name until it is
+ * complete and on stable storage, so that nothing is left of it whatever ends the process. File systems
+ * that have no such files (O_TMPFILE) give it another name beside its place, which everything that ends
+ * the process through its `exit` event takes away, and SIGKILL leaves.
  */
 import {
   accessSync,
@@ -17,7 +18,14 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
+import { fileError } from '../ffi/errno.ts';
+import { openLibrary, shim } from '../ffi/library.ts';
 import { errorName, UserError } from './errors.ts';
+
+/** Not in node's constants; the rest of it is O_DIRECTORY. */
+const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
+/** What kernels and file systems say that don't know it. */
+const NO_TMPFILE = ['EOPNOTSUPP', 'EISDIR', 'EINVAL'];
 
 const syncFile = promisify(fsync);
 
@@ -26,31 +34,41 @@ export class NewFile {
   readonly fd: number;
   readonly #path: string;
   readonly #target: string;
+  /** Another name that it has. */
   #temporary: string | undefined;
+  #open = true;
   readonly #atExit = () => this.discard();
 
   /**
    * Begins the file. A link at `path` stays, what it leads to will be replaced.
+   * @param unnamed whether a file without a name is tried
    * @throws UserError where nothing can be written there
    */
-  constructor(path: string) {
+  constructor(path: string, unnamed = true) {
     this.#path = path;
     this.#target = followLinks(path);
     const folder = dirname(this.#target);
-    const random = Buffer.from(crypto.getRandomValues(new Uint8Array(8))).toString('hex');
-    const temporary = join(folder, `.ubiblk-${random}.tmp`);
     try {
-      this.fd = openSync(temporary, 'wx', 0o600);
+      const fd = unnamed ? openUnnamed(folder) : undefined;
+      if (fd === undefined) this.#temporary = temporaryName(folder);
+      this.fd = fd ?? openSync(this.#temporary as string, 'wx', MODE);
     } catch (error) {
       throw new UserError(creationSentence(path, folder, errorName(error)));
     }
-    this.#temporary = temporary;
     process.on('exit', this.#atExit);
   }
 
   /** Syncs the file and gives it its name. @throws UserError where that fails */
   async commit(): Promise<void> {
-    await this.#commit(renameSync);
+    await this.#commit(() => {
+      if (this.#temporary === undefined) {
+        // What is there can only be replaced by something that has a name.
+        const temporary = temporaryName(dirname(this.#target));
+        linkUnnamed(this.fd, temporary);
+        this.#temporary = temporary;
+      }
+      renameSync(this.#temporary, this.#target);
+    });
   }
 
   /**
@@ -60,7 +78,10 @@ export class NewFile {
    */
   async commitAsNew(): Promise<boolean> {
     try {
-      await this.#commit(linkSync);
+      await this.#commit(() => {
+        if (this.#temporary === undefined) linkUnnamed(this.fd, this.#target);
+        else linkSync(this.#temporary, this.#target);
+      });
       return true;
     } catch (error) {
       if (error instanceof UserError && error.cause === 'EEXIST') return false;
@@ -68,14 +89,14 @@ export class NewFile {
     }
   }
 
-  async #commit(rename: (from: string, to: string) => void): Promise<void> {
-    if (this.#temporary === undefined) throw new Error('the file has been given up');
+  async #commit(giveName: () => void): Promise<void> {
+    if (!this.#open) throw new Error('the file has been given up');
     try {
       await syncFile(this.fd);
       // Opened before: what has its name must not be told to have failed for want of permission.
       const folder = openSync(dirname(this.#target), constants.O_RDONLY);
       try {
-        rename(this.#temporary, this.#target);
+        giveName();
         this.discard();
         fsyncSync(folder);
       } finally {
@@ -89,16 +110,36 @@ export class NewFile {
 
   /** Removes what was written, unless it has its name already. */
   discard(): void {
-    if (this.#temporary === undefined) return;
-    rmSync(this.#temporary, { force: true });
-    this.#end();
-  }
-
-  #end(): void {
-    this.#temporary = undefined;
+    if (!this.#open) return;
+    this.#open = false;
     process.off('exit', this.#atExit);
+    if (this.#temporary !== undefined) rmSync(this.#temporary, { force: true });
     closeSync(this.fd);
   }
+}
+
+const MODE = 0o600;
+
+/** @returns undefined where the file system has no files without a name */
+function openUnnamed(folder: string): number | undefined {
+  try {
+    return openSync(folder, O_TMPFILE | constants.O_RDWR, MODE);
+  } catch (error) {
+    if (NO_TMPFILE.includes(errorName(error))) return undefined;
+    throw error;
+  }
+}
+
+/** @throws Error with a `code` */
+function linkUnnamed(fd: number, path: string): void {
+  openLibrary();
+  const result = shim.ubiblk_file_link(fd, Buffer.from(`${path}\0`));
+  if (result < 0) throw fileError('linkat', result);
+}
+
+function temporaryName(folder: string): string {
+  const random = Buffer.from(crypto.getRandomValues(new Uint8Array(8))).toString('hex');
+  return join(folder, `.ubiblk-${random}.tmp`);
 }
 
 /** Where the file is or will be. @throws UserError if one is there that must not be written */

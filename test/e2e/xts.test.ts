@@ -17,11 +17,11 @@ import {
   read,
   readdirSync,
   readFileSync,
+  readlinkSync,
   readSync,
   statSync,
   symlinkSync,
   truncateSync,
-  watch,
   write,
   writeFileSync,
   writeSync,
@@ -131,19 +131,31 @@ class XtsBed extends Bed {
     return this.path(name);
   }
 
-  /** Waits until the file is there that the result is written to before it gets its name. */
+  /** Waits until the result is being written, to a file that has no name yet or another one. */
   async begun(start: () => Child): Promise<Child> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const watcher = watch(this.folder, () => {
-      if (this.list().some((name) => name.endsWith('.tmp'))) resolve();
-    });
-    try {
-      const child = start();
-      await within(promise, 20_000, () => `the temporary file of ${child.report()}`);
-      return child;
-    } finally {
-      watcher.close();
+    const child = start();
+    const find = async () => {
+      while (!this.openFiles().some((path) => /( \(deleted\)|\.tmp)$/.test(path)))
+        await Bun.sleep(5);
+    };
+    await within(find(), 20_000, () => `the new file of ${child.report()}`);
+    return child;
+  }
+
+  /** Files of the folder that any process has open. */
+  private openFiles(): string[] {
+    const found: string[] = [];
+    for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+      try {
+        for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+          const path = readlinkSync(`/proc/${pid}/fd/${fd}`);
+          if (path.startsWith(`${this.folder}/`)) found.push(path);
+        }
+      } catch {
+        // It, or its file, is gone, or somebody else's.
+      }
     }
+    return found;
   }
 }
 
