@@ -1,10 +1,10 @@
 import { writeSync } from 'node:fs';
+import { NewFile } from '../../ffi/new_file.ts';
 import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
 import { randomSecret } from '../crypto/random.ts';
 import { Secret } from '../crypto/secret.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { NewFile } from '../new_file.ts';
 import type { Arguments } from './arguments.ts';
 import { exitOnSignals } from './end_signals.ts';
 import { writeOutput } from './output.ts';

@@ -16,8 +16,8 @@ import {
 import { promisify } from 'node:util';
 import { errnoName } from '../../ffi/errno.ts';
 import { shim } from '../../ffi/library.ts';
+import { NewFile } from '../../ffi/new_file.ts';
 import { errorName, UserError } from '../errors.ts';
-import { NewFile } from '../new_file.ts';
 
 const openFile = promisify(open);
 const closeFile = promisify(close);

@@ -16,10 +16,10 @@ import {
 import { promisify } from 'node:util';
 import { EOPNOTSUPP, errnoName } from '../../ffi/errno.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
+import { NewFile } from '../../ffi/new_file.ts';
 import { type Disk, type DiskFacts, openDisk } from '../device/disk.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { NewFile } from '../new_file.ts';
 import { MetadataFile, readMetadata } from './metadata_file.ts';
 import {
   countStripes,

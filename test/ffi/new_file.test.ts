@@ -15,8 +15,8 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { UserError } from '../src/errors.ts';
-import { NewFile } from '../src/new_file.ts';
+import { NewFile } from '../../ffi/new_file.ts';
+import { UserError } from '../../src/errors.ts';
 
 const top = mkdtempSync(join(tmpdir(), 'ubiblk-new-file-'));
 let folder = '';
@@ -108,7 +108,7 @@ for (const [kind, unnamed] of [
 
 test('nothing is left of one whose process is killed', async () => {
   const program = `
-    import { NewFile } from '${join(import.meta.dir, '../src/new_file.ts')}';
+    import { NewFile } from '${join(import.meta.dir, '../../ffi/new_file.ts')}';
     import { writeSync } from 'node:fs';
     writeSync(new NewFile('${join(folder, 'out')}').fd, 'new');
     process.kill(process.pid, 'SIGKILL');`;

@@ -18,9 +18,9 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
-import { fileError } from '../ffi/errno.ts';
-import { openLibrary, shim } from '../ffi/library.ts';
-import { errorName, UserError } from './errors.ts';
+import { errorName, UserError } from '../src/errors.ts';
+import { fileError } from './errno.ts';
+import { openLibrary, shim } from './library.ts';
 
 /** Not in node's constants; the rest of it is O_DIRECTORY. */
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
