@@ -114,17 +114,19 @@ export class UblkControl {
 
   /** What the kernel says of a device; null where there is none of this number. */
   info(id: number): DeviceInfo | null {
+    let why = 0;
     try {
       return this.askInfo('GET_DEV_INFO2', id, true);
     } catch (error) {
-      const { result } = refusal(error);
-      if (result === -ENODEV) return null;
-      if (result !== -EOPNOTSUPP && result !== -EINVAL) throw error;
+      why = refusal(error).result;
+      if (why === -ENODEV) return null;
+      if (why !== -EOPNOTSUPP && why !== -EINVAL && why !== -ENOENT) throw error;
     }
     try {
       return this.askInfo('GET_DEV_INFO', id, false);
     } catch (error) {
-      if (refusal(error).result === -ENODEV) return null;
+      // A device that goes away loses its file first, without which a user's can't be asked for.
+      if (why === -ENOENT || refusal(error).result === -ENODEV) return null;
       throw error;
     }
   }
