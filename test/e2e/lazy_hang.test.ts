@@ -150,6 +150,29 @@ testWith(
 );
 
 testWith(
+  'a read of the image that hangs does not keep the server from its end',
+  needs,
+  async () => {
+    await using bed = new Bed();
+    await using lazy = await hangingDisk(bed, 'read', {});
+    const server = await bed.serve(lazy.disk, lazy.settings);
+    await lazy.hang();
+    const stuck = qemuIo(bed, server, 'read 3M 4k');
+    await lazy.hangs(1);
+    server.child.signal('SIGTERM');
+    expect(await server.child.exit(30_000)).toBe(1);
+    expect(server.child.stderr.text).toContain('a read is left unanswered');
+    expect([server.socket, lazy.rpc].filter(existsSync)).toEqual([]);
+    await stuck.destroy(false);
+    await lazy.goOn();
+    const again = await bed.start(server.config, server.socket);
+    await ended(qemuIo(bed, again, 'read -P 0x55 3M 4k'));
+    await bed.stop(again);
+  },
+  60_000,
+);
+
+testWith(
   'a search for data that hangs keeps nobody but its stripes',
   needs,
   async () => {

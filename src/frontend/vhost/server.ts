@@ -52,6 +52,9 @@ export interface ControlStart extends WorkerStart {
 }
 
 const SOCKET_MODE = 0o660;
+/** How long reads are waited for at the stop that nothing comes of. */
+const READ_PATIENCE_MS = 10_000;
+const LOOK_MS = 500;
 
 export class VhostServer {
   /** Resolves where a thread has died of an internal error; never rejects. */
@@ -62,6 +65,7 @@ export class VhostServer {
     private readonly stopFd: number,
     private readonly control: Thread,
     threads: readonly Thread[],
+    private readonly board: RequestBoard,
   ) {
     this.failed = Promise.race(threads.map((thread) => thread.failed));
   }
@@ -69,13 +73,38 @@ export class VhostServer {
   /**
    * Takes nothing more, finishes what is in flight, tells the guest, and removes the socket. Resolves
    * when no thread touches the disk any more.
-   * @returns the error of a thread that died of it, and then others may still use the disk
+   * @returns the error of a thread that died of it, or hangs, and then others may still use the disk
    */
   async stop(): Promise<Error | undefined> {
     shim.ubiblk_eventfd_signal(this.stopFd);
-    const failure = await Promise.race([this.control.ended, this.failed]);
+    const looking = new AbortController();
+    const hung = this.readsHang(looking.signal);
+    const failure = await Promise.race([this.control.ended, this.failed, hung]);
+    looking.abort();
     this.socket.close();
     return failure;
+  }
+
+  /**
+   * Resolves when for a long time nothing has been in flight but reads: of an image that hangs, for
+   * example. What is left of them harms nobody.
+   */
+  private async readsHang(signal: AbortSignal): Promise<Error> {
+    let sinceMs = performance.now();
+    let before = '';
+    while (!signal.aborted) {
+      await Bun.sleep(LOOK_MS);
+      const reads = this.board.list().flat();
+      const now = JSON.stringify(reads);
+      if (now !== before || reads.length === 0 || reads.some(([op]) => op !== 'read')) {
+        sinceMs = performance.now();
+        before = now;
+      } else if (performance.now() - sinceMs >= READ_PATIENCE_MS) {
+        const what = reads.length === 1 ? 'a read is' : `${reads.length} reads are`;
+        return new Error(`${what} left unanswered: the disk, or its image, hangs`);
+      }
+    }
+    return new Promise(() => {});
   }
 }
 
@@ -115,7 +144,7 @@ export async function startVhostServer(
     await control.start({ ...start, ...forControl } satisfies ControlStart);
     threads.push(control);
     log.info(`listening on '${options.socketPath}'`);
-    return new VhostServer(socket, stopFd, control, threads);
+    return new VhostServer(socket, stopFd, control, threads, board);
   } catch (error) {
     socket.close();
     throw error;
