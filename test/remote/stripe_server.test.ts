@@ -173,7 +173,11 @@ test('lives on when clients send garbage, in the clear and over TLS', async () =
     return state % limit;
   };
   for (const key of [undefined, psk()]) {
-    const { server, address } = await serve({ operationMs: 100, ...(key && { psk: key }) });
+    const { server, address } = await serve({
+      operationMs: 100,
+      maxClients: 1000,
+      ...(key && { psk: key }),
+    });
     for (let i = 0; i < 200; i++) {
       const client = await RawClient.connect(address);
       const bytes = Uint8Array.from({ length: random(300) + 1 }, () => random(256));
