@@ -415,9 +415,19 @@ test.each<[string, Device, RegExp | string]>([
     "'/nowhere' does not exist; name the image that the disk is to be filled from",
   ],
   [
-    'a remote source',
-    { more: { copy_on_read: true, stripe_source: { source: 'remote', address: 'a:1' } } },
-    /stripe_source: remote stripe sources are not in this version of ubiblk yet/,
+    'a stripe server that there is not',
+    {
+      more: {
+        copy_on_read: true,
+        stripe_source: {
+          source: 'remote',
+          address: 'no.such.host.invalid:1',
+          psk_identity: 'me',
+          psk_secret: Buffer.alloc(16, 1).toString('base64'),
+        },
+      },
+    },
+    /the stripe server can't be used: 'no\.such\.host\.invalid' can't be resolved: E/,
   ],
   [
     'an archive',
