@@ -311,6 +311,10 @@ test('metadata init asks for the server’s stripe size, and a disk that is larg
   const same = bed.disk({ sizeBytes: 3 * MIB + 512 });
   const other = await bed.run(init(same, '-s', '8'), { expect: 1 });
   expect(other.stderr.text).toContain('serves stripes of 1048576 bytes');
-  expect(() => statSync(bed.path('m'))).toThrow();
   await end(server);
+  const away = await bed.run(init(same), { expect: 1 });
+  expect(away.stderr.text).toMatch(
+    /^\[ERROR metadata-init\] the stripe server can't be used: 127\S+ can't be connected to/,
+  );
+  expect(() => statSync(bed.path('m'))).toThrow();
 });
