@@ -57,6 +57,8 @@ export class SimSource implements StripeSource {
     await timeline.sleep(dice.delayMs(scenario.sourceMs), signal);
     const error = await this.trouble(signal);
     const words = wordsOf(buffer.bytes);
+    // Nothing is written then.
+    if (!error && stop.aborted) this.watch.ended(stripe);
     if (!error && scenario.zeroStripes[stripe]) return false;
     // A read that fails leaves a part of what it was to bring.
     const filled = error ? dice.below(count + 1) : count;
