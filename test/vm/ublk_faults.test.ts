@@ -162,8 +162,12 @@ truncate -s ${LOGGED_BYTES} /dev/shm/disk.raw
 loop=$(losetup -f --show /dev/shm/disk.raw)
 dmsetup create disk --table "0 ${LOGGED_BYTES / 512} log-writes $loop ${log}"
 serve ${name}.yaml
+# The log has what was written with FUA before what was written to the same place and not flushed yet,
+# whatever came first: rounds are of one kind alone, and begin with nothing that is not flushed.
+kinds=(rwwwwzf ruuuuf rwwwwzf)
 for i in $(seq ${ROUNDS}); do
-  ${check} depth=16 max=65536 mix=rwwwwzfu ops=80 span=${DATA_BYTES} cache=1 zero=1 state=/run/state \\
+  sync "$device"
+  ${check} depth=16 max=65536 mix=\${kinds[i - 1]} ops=80 span=${DATA_BYTES} cache=1 zero=1 state=/run/state \\
     seed=$((${seed} + i))
   cp /run/state ${name}.state$i
   mark data$i
