@@ -6,7 +6,15 @@
  * durable; its shared state changes; whoever asked is answered.
  */
 import { EIO } from '../../ffi/errno.ts';
-import { Fetcher, type FetchFailure, type FetchOptions, type SlowFetch } from './fetcher.ts';
+import type { Log } from '../log.ts';
+import {
+  type Fate,
+  Fetcher,
+  type FetchFailure,
+  type FetchOptions,
+  type SlowFetch,
+} from './fetcher.ts';
+import { IdleStripes } from './idle_stripes.ts';
 import type { Clock, MetadataStore, StripeBuffer, StripeSource, TargetDisk } from './interfaces.ts';
 import { type Change, Journal, type JournalOptions } from './journal.ts';
 import type { MetadataLayout } from './metadata_layout.ts';
@@ -21,6 +29,7 @@ import {
   Want,
   WRITTEN,
 } from './shared_state.ts';
+import { TroubleLog } from './trouble_log.ts';
 
 interface Asker {
   queue: number;
@@ -48,6 +57,8 @@ interface Work {
   holder: Asker | null;
   /** What the holder writes may be lost, and no sync will say so. */
   doubtful: boolean;
+  /** A queue wishes to have it, and doesn't wait for it. */
+  wished: boolean;
 }
 
 export interface CoordinatorParts {
@@ -64,8 +75,8 @@ export interface CoordinatorParts {
   buffers: StripeBuffer[];
   /** Tells a queue that there are answers for it. */
   wake: (queue: number) => void;
-  /** Is told of what fails, for the log. */
-  report: (message: string, error: Error | FetchFailure) => void;
+  /** For what fails. */
+  log: Pick<Log, 'warn' | 'info'>;
 }
 
 export interface CoordinatorOptions extends FetchOptions {
@@ -78,27 +89,41 @@ export interface StripeStatus {
   total: number;
   source: number;
   fetched: number;
+  /** The first of them. */
   failing: FetchFailure[];
+  failingCount: number;
   slow: SlowFetch[];
   /** Stripes that wait for a fetch, and those under way. */
   queued: number;
   inFlight: number;
   autofetch: boolean;
   metadataFailing: boolean;
+  metadata: {
+    /** Tries since it was written last, and why the last one failed. */
+    attempts: number;
+    message: string | null;
+    /** Changes that are not on record yet. */
+    pending: number;
+  };
 }
 
 function newWork(phase: Phase, ...askers: Asker[]): Work {
-  return { phase, askers, holder: null, doubtful: false };
+  return { phase, askers, holder: null, doubtful: false, wished: false };
 }
 
-/** Stripes looked at in one go for one that is to be fetched. */
-const SCAN = 1 << 16;
 const BACKLOG_RETRY_MS = 1;
+/** Failing stripes that the status names. */
+const MOST_FAILING = 100;
 
 export class Coordinator {
   private readonly work = new Map<number, Work>();
   private readonly journal: Journal;
   private readonly fetcher: Fetcher | null;
+  private readonly idle: IdleStripes;
+  private readonly fetchTrouble: TroubleLog;
+  private readonly dataTrouble: TroubleLog;
+  private readonly metadataTrouble: TroubleLog;
+  private readonly stopping = new AbortController();
   private readonly states: Uint8Array;
   /** Answers that a queue's ring had no room for. */
   private readonly backlogs = new Map<number, { stripe: number; want: Want; result: number }[]>();
@@ -107,9 +132,6 @@ export class Coordinator {
   private readonly total: number;
   private sourceStripes = 0;
   private fetchedStripes = 0;
-  /** Stripes below need not be looked at by autofetch. */
-  private cursor = 0;
-  private scanning = false;
   private givenUp = false;
   private closing: Promise<void> | null = null;
 
@@ -117,7 +139,7 @@ export class Coordinator {
     private readonly options: CoordinatorOptions,
     private readonly parts: CoordinatorParts,
   ) {
-    const { layout, headers, shared, store, target, clock, source, buffers } = parts;
+    const { layout, headers, shared, store, target, clock, source, buffers, log } = parts;
     this.states = shared.states;
     this.total = layout.stripes;
     this.states.set(headers.subarray(0, this.total));
@@ -129,23 +151,31 @@ export class Coordinator {
     }
     const listener = {
       published: (change: Change) => this.published(change),
-      dataLost: () => this.dataLost(),
+      dataLost: (error: Error, changes: number) => this.dataLost(error, changes),
       dataFailed: (change: Change, error: Error) => this.dataFailed(change, error),
-      metadataFailed: (change: Change, error: Error) => this.metadataFailed(change, error),
+      metadataFailed: (error: Error, changes: number) => this.metadataFailed(error, changes),
+      unrecorded: (change: Change) => this.unrecorded(change),
     };
     this.journal = new Journal(layout, headers, store, target, clock, listener, options.journal);
     this.fetcher = source
-      ? new Fetcher(
-          options,
-          source,
-          target,
-          clock,
-          buffers,
-          () => this.nextIdle(),
-          (stripe) => this.fetched(stripe),
-          (failure) => this.fetchFailed(failure),
-        )
+      ? new Fetcher(options, source, target, clock, buffers, {
+          nextIdle: (probe) => this.nextIdle(probe),
+          wishBegun: (stripe) => this.wishBegun(stripe),
+          written: (stripe) => this.fetched(stripe),
+          failed: (stripe, error) => this.fetchFailed(stripe, error),
+          fate: (stripe) => this.fate(stripe),
+        })
       : null;
+    this.idle = new IdleStripes(
+      this.total,
+      clock,
+      (stripe) => !this.isLocal(stripe) && !this.work.has(stripe),
+      () => this.fetcher?.pump(),
+    );
+    const trouble = (over: string) => new TroubleLog(log, clock, over, this.stopping.signal);
+    this.fetchTrouble = trouble('stripes are fetched again');
+    this.dataTrouble = trouble('data is made durable again');
+    this.metadataTrouble = trouble("stripes' states are recorded again");
     this.noteQuiet();
   }
 
@@ -163,6 +193,8 @@ export class Coordinator {
       for (const { want, ...run } of message.asks) {
         eachStripe(run, (stripe) => this.ask(stripe, { queue, want }));
       }
+    } else if (message.kind === 'wish') {
+      for (const stripe of message.stripes) this.wish(stripe);
     } else if (message.kind === 'claimDone') {
       for (const run of message.stripes) {
         eachStripe(run, (stripe) => this.claimDone(stripe, message.ok));
@@ -171,16 +203,19 @@ export class Coordinator {
   }
 
   get status(): StripeStatus {
+    const { attempts, message } = this.journal.trouble;
     return {
       total: this.total,
       source: this.sourceStripes,
       fetched: this.fetchedStripes,
-      failing: this.fetcher?.failing ?? [],
+      failing: this.fetcher?.failing(MOST_FAILING) ?? [],
+      failingCount: this.fetcher?.failingCount ?? 0,
       slow: this.fetcher?.slow ?? [],
       queued: this.fetcher?.queued ?? 0,
       inFlight: this.fetcher?.inFlight ?? 0,
       autofetch: this.fetcher?.autofetch ?? false,
-      metadataFailing: this.journal.failing,
+      metadataFailing: attempts > 0,
+      metadata: { attempts, message, pending: this.journal.unfinished },
     };
   }
 
@@ -195,6 +230,7 @@ export class Coordinator {
 
   /** Fetches no more, records what is there to record, gives up the source. */
   async stop(): Promise<void> {
+    this.stopping.abort();
     await this.fetcher?.end();
     // What the metadata file refuses stays as it was: those stripes are fetched again next time.
     await this.journal.end();
@@ -220,11 +256,6 @@ export class Coordinator {
 
   /** Somebody asks for a stripe that something happens to already. */
   private join(stripe: number, work: Work, asker: Asker): void {
-    const unawaited = work.phase === 'fetch' && work.askers.length === 0;
-    if (asker.want === Want.CLAIM && unawaited && this.fetcher?.cancel(stripe)) {
-      this.claim(stripe, work, asker);
-      return;
-    }
     work.askers.push(asker);
     if (work.phase === 'commit' || work.phase === 'record') this.journal.hurry();
     if (work.phase === 'fetch') this.fetcher?.request(stripe);
@@ -234,6 +265,7 @@ export class Coordinator {
     work.phase = 'claimed';
     work.holder = holder;
     work.doubtful = false;
+    if (this.fetcher?.forget(stripe)) work.wished = true;
     this.work.set(stripe, work);
     this.answer(stripe, holder, CLAIMED);
   }
@@ -249,22 +281,45 @@ export class Coordinator {
     }
   }
 
-  private fetched(stripe: number): void {
-    let work = this.work.get(stripe);
-    if (!work) {
-      work = newWork('commit');
-      this.work.set(stripe, work);
-    }
-    this.commit(stripe, work);
+  /** A queue would like to have a stripe, and doesn't wait for it. */
+  private wish(stripe: number): void {
+    const work = this.work.get(stripe);
+    if (work) work.wished = true;
+    else if (!this.isLocal(stripe)) this.fetcher?.wish(stripe);
   }
 
-  /** It is tried again, but for one who needs nothing of it. */
-  private fetchFailed(failure: FetchFailure): void {
-    const { stripe } = failure;
-    this.parts.report(`stripe ${stripe} could not be fetched`, failure);
-    const work = this.work.get(stripe);
-    if (work?.askers[0]?.want !== Want.CLAIM || !this.fetcher?.cancel(stripe)) return;
+  private wishBegun(stripe: number): void {
+    this.work.set(stripe, { ...newWork('fetch'), wished: true });
+  }
+
+  private fetched(stripe: number): void {
+    this.commit(stripe, this.work.get(stripe) as Work);
+  }
+
+  private fetchFailed(stripe: number, { message }: Error): void {
+    this.fetchTrouble.failed(`stripe ${stripe} could not be fetched: ${message}`);
+  }
+
+  /** Of a stripe that could not be fetched: it is tried again for those who need something of it. */
+  private fate(stripe: number): Fate {
+    const work = this.work.get(stripe) as Work;
+    work.phase = 'fetch';
+    if (work.askers.length === 0) {
+      this.leave(stripe, work);
+      return 'left';
+    }
+    if (work.askers[0].want !== Want.CLAIM) return 'awaited';
     this.claim(stripe, work, work.askers.shift() as Asker);
+    return 'claimed';
+  }
+
+  /** Nothing happens any more to a stripe that isn't local. */
+  private leave(stripe: number, work: Work): void {
+    this.work.delete(stripe);
+    this.idle.leave(stripe);
+    // Autofetch comes back to it anyway.
+    if (work.wished && !this.fetcher?.autofetch) this.fetcher?.wish(stripe);
+    this.fetcher?.pump();
   }
 
   private commit(stripe: number, work: Work): void {
@@ -272,7 +327,9 @@ export class Coordinator {
     const writes = work.holder !== null || work.askers.some(({ want }) => want !== Want.LOCAL);
     const bits = FETCHED | (writes && this.options.trackWritten ? WRITTEN : 0);
     const awaited = work.holder !== null || work.askers.length > 0;
-    this.journal.add({ stripe, bits, afterData: true }, awaited);
+    // After failures others wait to hear of a success.
+    const urgent = awaited || this.fetcher?.inOutage === true;
+    this.journal.add({ stripe, bits, afterData: true }, urgent);
   }
 
   private record(stripe: number, work: Work): void {
@@ -298,14 +355,11 @@ export class Coordinator {
     } else if (work.askers.length > 0) {
       this.fetch(stripe, work);
     } else {
-      this.work.delete(stripe);
-      // Autofetch may have passed it by.
-      this.cursor = Math.min(this.cursor, stripe);
-      this.fetcher?.pump();
+      this.leave(stripe, work);
     }
   }
 
-  private published({ stripe, bits }: Change): void {
+  private published({ stripe, bits, afterData }: Change): void {
     const before = this.states[stripe];
     Atomics.store(this.states, stripe, before | bits);
     if (bits & ~before & FETCHED && before & HAS_SOURCE) this.fetchedStripes++;
@@ -315,32 +369,37 @@ export class Coordinator {
       if (work.holder) this.ask(stripe, work.holder);
       for (const asker of work.askers) this.ask(stripe, asker);
     }
+    this.metadataTrouble.succeeded();
+    if (afterData) this.dataTrouble.succeeded();
+    if (bits & FETCHED) this.fetcher?.recorded(stripe);
+    if (this.fetcher?.failingCount === 0 && !this.fetcher.inOutage) this.fetchTrouble.succeeded();
     this.noteQuiet();
     this.closeSourceIfDone();
   }
 
   /** All that is on its way to the disk at the moment may be lost, too. */
-  private dataLost(): void {
-    this.fetcher?.doubtRunning();
+  private dataLost(error: Error, changes: number): void {
+    const what = `the data of ${stripes(changes)} could not be made durable`;
+    this.dataTrouble.failed(`${what}: ${error.message}`);
+    this.fetcher?.doubtRunning(error);
     for (const work of this.work.values()) if (work.phase === 'claimed') work.doubtful = true;
   }
 
   private dataFailed({ stripe }: Change, error: Error): void {
     const work = this.work.get(stripe);
     if (!work) return;
-    this.parts.report(`the data of stripe ${stripe} could not be made durable`, error);
-    if (work.holder) {
-      this.claimFailed(stripe, work, true);
-    } else {
-      work.phase = 'fetch';
-      this.fetcher?.again(stripe, error);
-    }
+    if (work.holder) this.claimFailed(stripe, work, true);
+    else this.fetcher?.again(stripe, error);
   }
 
-  private metadataFailed({ stripe }: Change, error: Error): void {
+  private metadataFailed({ message }: Error, changes: number): void {
+    const what = `the state of ${stripes(changes)} could not be recorded`;
+    this.metadataTrouble.failed(`${what}: ${message}`);
+  }
+
+  private unrecorded({ stripe }: Change): void {
     const work = this.work.get(stripe);
-    if (!work || (work.askers.length === 0 && !work.holder)) return;
-    this.parts.report(`the state of stripe ${stripe} could not be recorded`, error);
+    if (!work) return;
     if (work.holder) this.answer(stripe, work.holder, -EIO);
     work.holder = null;
     this.failAskers(stripe, work, -EIO);
@@ -404,26 +463,10 @@ export class Coordinator {
   }
 
   /** The next stripe for autofetch, which takes it at once; -1 where there is none now. */
-  private nextIdle(): number {
-    const end = Math.min(this.cursor + SCAN, this.total);
-    while (this.cursor < end) {
-      const stripe = this.cursor++;
-      if (!this.isLocal(stripe) && !this.work.has(stripe)) {
-        this.work.set(stripe, newWork('fetch'));
-        return stripe;
-      }
-    }
-    if (this.cursor < this.total) this.scanLater();
-    return -1;
-  }
-
-  private scanLater(): void {
-    if (this.scanning) return;
-    this.scanning = true;
-    this.parts.clock.sleep(0).then(() => {
-      this.scanning = false;
-      this.fetcher?.pump();
-    });
+  private nextIdle(probe: boolean): number {
+    const stripe = probe ? this.idle.somewhere() : this.idle.next();
+    if (stripe >= 0) this.work.set(stripe, newWork('fetch'));
+    return stripe;
   }
 
   private noteQuiet(): void {
@@ -440,4 +483,8 @@ export class Coordinator {
     this.closing ??= this.parts.source?.close() ?? Promise.resolve();
     return this.closing;
   }
+}
+
+function stripes(count: number): string {
+  return count === 1 ? '1 stripe' : `${count} stripes`;
 }

@@ -1,15 +1,22 @@
 /**
- * Copies stripes from the source to the disk: those that somebody waits for first, then, if asked for,
- * all others in the order of the disk. What fails is tried again, later and later, for as long as the
- * process lives.
+ * Copies stripes from the source to the disk: those that somebody waits for first, then those that queues
+ * wish to have, then, if asked for, all others.
+ *
+ * What fails while somebody waits for it is tried again, later and later, for as long as the process
+ * lives. As long as nothing succeeds, one stripe of the others at a time is tried, later and later, too;
+ * when one does, everything goes on. Only what has been recorded has succeeded: data may be written well
+ * and never become durable.
  */
+import { backoffMs } from './backoff.ts';
 import type { Clock, StripeBuffer, StripeSource, TargetDisk } from './interfaces.ts';
 
 export interface FetchOptions {
   stripeBytes: number;
   diskBytes: number;
-  /** Bytes a second for stripes that nobody waits for; 0: no limit. */
+  /** Bytes a second for stripes that nobody has asked for; 0: no limit. */
   autofetchBytesPerSecond: number;
+  /** With so many stripes on their way, none is begun that nobody waits for. */
+  mostUnrecorded?: number;
 }
 
 export interface FetchFailure {
@@ -25,71 +32,129 @@ export interface SlowFetch {
   seconds: number;
 }
 
+/** Whoever decides what is fetched, and sees to what was. */
+export interface FetchListener {
+  /**
+   * The next stripe that nobody has asked for, to be fetched at once; -1 where there is none now.
+   * @param probe nothing has succeeded lately: it is better taken from anywhere
+   */
+  nextIdle(probe: boolean): number;
+  /** A stripe that was wished for is begun. */
+  wishBegun(stripe: number): void;
+  /** A stripe's data is on the disk, and not yet durable. */
+  written(stripe: number): void;
+  /** A stripe could not be read, or not be written. */
+  failed(stripe: number, error: Error): void;
+  /** What is to become of a stripe that has failed. */
+  fate(stripe: number): Fate;
+}
+
+/**
+ * - `awaited`: somebody waits for it, it is tried again
+ * - `claimed`: somebody overwrites it
+ * - `left`: it comes again some time
+ */
+export type Fate = 'awaited' | 'claimed' | 'left';
+
+/** A stripe that has failed and is waited for, until it is recorded. */
+interface Retry {
+  attempts: number;
+  /** Those of them that came when their time had come: they make the rest longer. */
+  rounds: number;
+  message: string;
+  /** It waits for its next try. */
+  resting: boolean;
+  /** The last try was to come later. */
+  early: boolean;
+  /** It has been tried once in this rest because another stripe had succeeded. */
+  hurried: boolean;
+}
+
+/** A time in which nothing succeeds. */
+interface Outage {
+  /** Fetches that began earlier say nothing of it. */
+  firstFetch: number;
+  /** Failures that came together count once. */
+  rounds: number;
+  /** Until then, nothing is tried that nobody waits for. */
+  restUntilMs: number;
+  /** The one stripe that nobody waits for and that is tried; -1: none. */
+  probe: number;
+  /** The last of those that failed. */
+  unawaited: FetchFailure | null;
+}
+
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 30_000;
 /** What takes longer is shown. */
 const SLOW_MS = 5000;
 /** How long the end waits for what is under way. */
 const END_PATIENCE_MS = 3000;
+const MOST_UNRECORDED = 256;
 /** Buffers that stripes nobody waits for leave to those that somebody does. */
 const RESERVED = (buffers: number) => (buffers > 2 ? Math.ceil(buffers / 4) : buffers > 1 ? 1 : 0);
 
 export class Fetcher {
-  /** Stripes that somebody waits for, in order. */
-  private readonly demand = new Set<number>();
+  /** Stripes that somebody waits for and that are not begun, in order; likewise the wished ones. */
+  private readonly awaited = new Set<number>();
+  private readonly wished = new Set<number>();
   /** Since when, in the clock's milliseconds. */
   private readonly running = new Map<number, number>();
-  /** Those of them that count as failed whatever becomes of them. */
-  private readonly doubtful = new Set<number>();
-  private readonly failures = new Map<number, { attempts: number; message: string }>();
-  /** Failed stripes that wait for their next try. */
-  private readonly resting = new Set<number>();
+  /** Those of them that count as failed whatever becomes of them, and why. */
+  private readonly doubtful = new Map<number, Error>();
+  /** Those whose data is written and not recorded, and the number of their fetch. */
+  private readonly unrecorded = new Map<number, number>();
+  private readonly retries = new Map<number, Retry>();
+  private outage: Outage | null = null;
+  private fetches = 0;
   private readonly free: StripeBuffer[];
   private readonly buffers: number;
   private readonly stop = new AbortController();
   private settled = Promise.withResolvers<void>();
   private autofetching = false;
-  /** When the next stripe that nobody waits for may be begun, in the clock's milliseconds. */
-  private autofetchAt = 0;
-  /** Until then none of them is begun, because the last ones have failed. */
-  private restUntil = 0;
-  /** Failures since the last stripe that didn't fail; those that came together count once. */
-  private autofetchFailures = 0;
-  /** When autofetch goes on by itself. */
-  private wakeTime = Number.POSITIVE_INFINITY;
+  /** When the next stripe that nobody has asked for may be begun, in the clock's milliseconds. */
+  private autofetchAtMs = 0;
+  /** When it goes on by itself. */
+  private wakeAtMs = Number.POSITIVE_INFINITY;
 
-  /**
-   * @param buffers each for a whole stripe
-   * @param nextIdle the next stripe from its own order that nobody waits for; -1 where there is none now
-   * @param fetched is told of each stripe whose data is written, and not yet durable
-   * @param failed is told of each that failed and is tried again, unless it is cancelled
-   */
+  /** @param buffers each for a whole stripe */
   constructor(
     private readonly options: FetchOptions,
     private readonly source: StripeSource,
     private readonly target: TargetDisk,
     private readonly clock: Clock,
     buffers: StripeBuffer[],
-    private readonly nextIdle: () => number,
-    private readonly fetched: (stripe: number) => void,
-    private readonly failed: (failure: FetchFailure) => void,
+    private readonly listener: FetchListener,
   ) {
     this.free = [...buffers];
     this.buffers = buffers.length;
   }
 
-  /** Stripes that wait for their turn or their next try, and those under way. */
+  /** Stripes that wait for their turn or their next try. */
   get queued(): number {
-    return this.demand.size + this.resting.size;
+    let count = this.awaited.size + this.wished.size;
+    for (const { resting } of this.retries.values()) if (resting) count++;
+    return count;
   }
 
   get inFlight(): number {
     return this.running.size;
   }
 
-  /** What fails at the moment, and why. */
-  get failing(): FetchFailure[] {
-    return [...this.failures].map(([stripe, failure]) => ({ stripe, ...failure }));
+  /** How many stripes fail that somebody waits for, and whether others do counts as one. */
+  get failingCount(): number {
+    return this.retries.size + (this.outage?.unawaited ? 1 : 0);
+  }
+
+  /** So many of them at most, and why. */
+  failing(most: number): FetchFailure[] {
+    const failures: FetchFailure[] = [];
+    if (this.outage?.unawaited) failures.push(this.outage.unawaited);
+    for (const [stripe, { attempts, message }] of this.retries) {
+      if (failures.length >= most) break;
+      failures.push({ stripe, attempts, message });
+    }
+    return failures;
   }
 
   /** What takes long, be it that the source hangs. */
@@ -100,34 +165,53 @@ export class Fetcher {
       .map(([stripe, since]) => ({ stripe, seconds: Math.floor((now - since) / 1000) }));
   }
 
-  isRunning(stripe: number): boolean {
-    return this.running.has(stripe);
+  /** Nothing has succeeded since the last failure. */
+  get inOutage(): boolean {
+    return this.outage !== null;
   }
 
-  /** Somebody waits for a stripe. */
+  /** Somebody waits for a stripe from now on; one that has failed is tried at once. */
   request(stripe: number): void {
-    if (this.running.has(stripe) || this.resting.has(stripe)) return;
-    this.demand.add(stripe);
+    if (this.running.has(stripe)) return;
+    this.wished.delete(stripe);
+    this.tryNow(stripe, true);
     this.pump();
   }
 
-  /** Nobody needs a stripe any more that has not been begun; false where it is under way. */
-  cancel(stripe: number): boolean {
-    if (this.running.has(stripe)) return false;
-    this.demand.delete(stripe);
-    this.resting.delete(stripe);
-    this.failures.delete(stripe);
-    return true;
+  /** A stripe is to be fetched when nobody waits for another one. */
+  wish(stripe: number): void {
+    this.wished.add(stripe);
+    this.pump();
   }
 
-  /** A stripe that was fetched is to be fetched once more, because what was written may be lost. */
+  /** Somebody overwrites a stripe that nobody waits for. @returns whether it was wished for */
+  forget(stripe: number): boolean {
+    this.noLongerFails(stripe);
+    return this.wished.delete(stripe);
+  }
+
+  /** A stripe is on record as local, whoever has made it so. */
+  recorded(stripe: number): void {
+    this.noLongerFails(stripe);
+    const { outage } = this;
+    const fetch = this.unrecorded.get(stripe);
+    if (fetch === undefined) return;
+    this.unrecorded.delete(stripe);
+    if (outage && fetch >= outage.firstFetch) this.endOutage();
+    this.pump();
+  }
+
+  /** The data of a stripe may be lost that was written and not recorded. */
   again(stripe: number, error: Error): void {
-    this.rest(stripe, error);
+    this.unrecorded.delete(stripe);
+    this.retryOrForget(stripe, error);
+    this.pump();
   }
 
   /** What is being written may be lost without anybody being told: it is fetched once more. */
-  doubtRunning(): void {
-    for (const stripe of this.running.keys()) this.doubtful.add(stripe);
+  doubtRunning(error: Error): void {
+    for (const stripe of this.running.keys()) this.doubtful.set(stripe, error);
+    this.noteFailure();
   }
 
   set autofetch(on: boolean) {
@@ -137,14 +221,6 @@ export class Fetcher {
 
   get autofetch(): boolean {
     return this.autofetching;
-  }
-
-  /** Tries at once what has failed. */
-  retryNow(): void {
-    for (const stripe of this.resting) this.demand.add(stripe);
-    this.resting.clear();
-    this.restUntil = 0;
-    this.pump();
   }
 
   /**
@@ -163,37 +239,65 @@ export class Fetcher {
     while (!this.stop.signal.aborted && this.free.length > 0) {
       const stripe = this.next();
       if (stripe < 0) return;
-      this.demand.delete(stripe);
+      this.awaited.delete(stripe);
+      this.wished.delete(stripe);
       this.running.set(stripe, this.clock.now());
       this.fetch(stripe, this.free.pop() as StripeBuffer);
     }
   }
 
   private next(): number {
-    for (const stripe of this.demand) return stripe;
-    if (!this.autofetching || this.free.length <= RESERVED(this.buffers)) return -1;
-    const time = Math.max(this.autofetchAt, this.restUntil);
-    const waitMs = time - this.clock.now();
-    if (waitMs > 0) {
-      this.wakeAt(time, waitMs);
-      return -1;
+    for (const stripe of this.awaited) return stripe;
+    if (!this.autofetching && this.wished.size === 0) return -1;
+    if (this.free.length <= RESERVED(this.buffers)) return -1;
+    const { mostUnrecorded = MOST_UNRECORDED } = this.options;
+    if (this.running.size + this.unrecorded.size >= mostUnrecorded) return -1;
+    return this.outage ? this.nextProbe(this.outage) : this.nextUnawaited();
+  }
+
+  private nextUnawaited(): number {
+    const stripe = this.nextWished();
+    return stripe >= 0 ? stripe : this.nextIdle(false);
+  }
+
+  /** Autofetch can choose; wishes may be for what can't be had, and come again and again. */
+  private nextProbe(outage: Outage): number {
+    if (outage.probe >= 0 || !this.isTime(outage.restUntilMs)) return -1;
+    outage.probe = this.nextIdle(true);
+    if (outage.probe < 0) outage.probe = this.nextWished();
+    return outage.probe;
+  }
+
+  private nextWished(): number {
+    for (const stripe of this.wished) {
+      this.listener.wishBegun(stripe);
+      return stripe;
     }
-    const stripe = this.nextIdle();
+    return -1;
+  }
+
+  private nextIdle(probe: boolean): number {
+    if (!this.autofetching || !this.isTime(this.autofetchAtMs)) return -1;
+    const stripe = this.listener.nextIdle(probe);
     const { autofetchBytesPerSecond, stripeBytes } = this.options;
     if (stripe >= 0 && autofetchBytesPerSecond > 0) {
-      const from = Math.max(this.autofetchAt, this.clock.now() - 1000);
-      this.autofetchAt = from + (stripeBytes / autofetchBytesPerSecond) * 1000;
+      const from = Math.max(this.autofetchAtMs, this.clock.now() - 1000);
+      this.autofetchAtMs = from + (stripeBytes / autofetchBytesPerSecond) * 1000;
     }
     return stripe;
   }
 
-  private wakeAt(time: number, waitMs: number): void {
-    if (this.wakeTime <= time) return;
-    this.wakeTime = time;
-    this.clock.sleep(waitMs, this.stop.signal).then(() => {
-      if (this.wakeTime === time) this.wakeTime = Number.POSITIVE_INFINITY;
+  /** Whether a time has come; otherwise it goes on by itself when it has. */
+  private isTime(ms: number): boolean {
+    const now = this.clock.now();
+    if (ms <= now) return true;
+    if (this.wakeAtMs <= ms) return false;
+    this.wakeAtMs = ms;
+    this.clock.sleep(ms - now, this.stop.signal).then(() => {
+      if (this.wakeAtMs === ms) this.wakeAtMs = Number.POSITIVE_INFINITY;
       this.pump();
     });
+    return false;
   }
 
   private async fetch(stripe: number, buffer: StripeBuffer): Promise<void> {
@@ -201,25 +305,28 @@ export class Fetcher {
     const offset = stripe * stripeBytes;
     const length = Math.min(stripeBytes, diskBytes - offset);
     const part = { address: buffer.address, bytes: buffer.bytes.subarray(0, length) };
-    let failure: Error | null = null;
+    const number = this.fetches++;
+    let error: Error | null = null;
     try {
       if (!(await this.source.copy?.(stripe, offset, length)))
         await this.carry(stripe, offset, part);
-    } catch (error) {
-      failure = error as Error;
+    } catch (thrown) {
+      error = thrown as Error;
     }
     this.free.push(buffer);
     this.running.delete(stripe);
     if (this.running.size === 0) this.settled.resolve();
-    if (this.doubtful.delete(stripe)) failure ??= new Error('the disk has lost writes');
+    const lost = this.doubtful.get(stripe);
+    this.doubtful.delete(stripe);
     if (this.stop.signal.aborted) return;
-    if (failure) {
-      this.rest(stripe, failure);
+    if (error) this.listener.failed(stripe, error);
+    error ??= lost ?? null;
+    if (error) {
+      this.noteFailure();
+      this.retryOrForget(stripe, error);
     } else {
-      this.failures.delete(stripe);
-      this.autofetchFailures = 0;
-      this.restUntil = 0;
-      this.fetched(stripe);
+      this.unrecorded.set(stripe, number);
+      this.listener.written(stripe);
     }
     this.pump();
   }
@@ -239,23 +346,63 @@ export class Fetcher {
     }
   }
 
-  private rest(stripe: number, error: Error): void {
-    const attempts = (this.failures.get(stripe)?.attempts ?? 0) + 1;
-    const failure = { attempts, message: error.message };
-    this.failures.set(stripe, failure);
-    this.resting.add(stripe);
-    // A source that is away is not asked for one stripe after the other that nobody waits for.
+  private noteFailure(): void {
     const now = this.clock.now();
-    if (now >= this.restUntil) this.restUntil = now + delayMs(++this.autofetchFailures);
-    this.clock.sleep(delayMs(attempts), this.stop.signal).then(() => {
-      if (!this.resting.delete(stripe)) return;
-      this.demand.add(stripe);
+    const firstFetch = this.fetches;
+    this.outage ??= { firstFetch, rounds: 0, restUntilMs: now, probe: -1, unawaited: null };
+    const { outage } = this;
+    if (now < outage.restUntilMs) return;
+    outage.restUntilMs = now + backoffMs(++outage.rounds, FIRST_DELAY_MS, LAST_DELAY_MS);
+  }
+
+  private retryOrForget(stripe: number, { message }: Error): void {
+    const { outage } = this;
+    if (outage?.probe === stripe) outage.probe = -1;
+    const before = this.retries.get(stripe);
+    this.noLongerFails(stripe);
+    const fate = this.listener.fate(stripe);
+    if (fate === 'left' && outage) outage.unawaited = { stripe, attempts: outage.rounds, message };
+    if (fate !== 'awaited') return;
+    this.rest(stripe, message, before);
+  }
+
+  private rest(stripe: number, message: string, before: Retry | undefined): void {
+    const { attempts = 0, rounds = 0, early = false, hurried = false } = before ?? {};
+    const retry = {
+      attempts: attempts + 1,
+      rounds: early ? rounds : rounds + 1,
+      message,
+      resting: true,
+      early: false,
+      hurried: early && hurried,
+    };
+    this.retries.set(stripe, retry);
+    const delayMs = backoffMs(retry.rounds, FIRST_DELAY_MS, LAST_DELAY_MS);
+    this.clock.sleep(delayMs, this.stop.signal).then(() => {
+      if (this.retries.get(stripe) !== retry || !retry.resting) return;
+      this.tryNow(stripe, false);
       this.pump();
     });
-    this.failed({ stripe, ...failure });
   }
-}
 
-function delayMs(attempts: number): number {
-  return Math.min(FIRST_DELAY_MS * 2 ** Math.min(attempts - 1, 20), LAST_DELAY_MS);
+  private noLongerFails(stripe: number): void {
+    this.retries.delete(stripe);
+    if (this.outage?.unawaited?.stripe === stripe) this.outage.unawaited = null;
+  }
+
+  private tryNow(stripe: number, early: boolean): void {
+    const retry = this.retries.get(stripe);
+    if (retry) Object.assign(retry, { resting: false, early });
+    this.awaited.add(stripe);
+  }
+
+  /** What has failed goes on; but not time and again what fails though others succeed. */
+  private endOutage(): void {
+    this.outage = null;
+    for (const [stripe, retry] of this.retries) {
+      if (!retry.resting || retry.hurried) continue;
+      retry.hurried = true;
+      this.tryNow(stripe, true);
+    }
+  }
 }

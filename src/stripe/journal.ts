@@ -20,13 +20,15 @@ export interface JournalListener {
   published(change: Change): void;
   /**
    * Storage has failed: all that was written up to now and isn't durable may be lost, without any later
-   * sync telling so. What is known of it follows.
+   * sync telling so. What is known of it, these changes, follows.
    */
-  dataLost(): void;
+  dataLost(error: Error, changes: number): void;
   /** The data may be lost: the change is forgotten. */
   dataFailed(change: Change, error: Error): void;
-  /** The bits could not be written for a while. They are tried on; whoever waits should not. */
-  metadataFailed(change: Change, error: Error): void;
+  /** The metadata file could not be written, and is tried again. */
+  metadataFailed(error: Error, changes: number): void;
+  /** It has failed for a while, with a change that is tried on; whoever waits should not. */
+  unrecorded(change: Change): void;
 }
 
 export interface JournalOptions {
@@ -38,7 +40,7 @@ export interface JournalOptions {
   groupChanges: number;
   /** So many are told of in one turn of the event loop. */
   turnChanges: number;
-  /** Failures of the metadata file in a row before {@link JournalListener.metadataFailed}. */
+  /** Failures of the metadata file in a row before {@link JournalListener.unrecorded}. */
   attempts: number;
 }
 
@@ -70,6 +72,8 @@ export class Journal {
   private over = false;
   private timer: AbortController | null = null;
   private failures = 0;
+  private failure: Error | null = null;
+  private count = 0;
 
   /**
    * @param headers one byte for each stripe, as they are in the file; changed here alone
@@ -87,6 +91,7 @@ export class Journal {
   /** @param urgent somebody waits for it */
   add(change: Change, urgent: boolean): void {
     this.pending.push(change);
+    this.count++;
     if (urgent || this.pending.length >= this.options.patienceChanges) this.hurry();
     else this.waitPatiently();
   }
@@ -112,9 +117,14 @@ export class Journal {
     this.over = true;
   }
 
-  /** Metadata could not be written at the last try. */
-  get failing(): boolean {
-    return this.failures > 0;
+  /** Tries since the metadata file was written last, and why the last one failed. */
+  get trouble(): { attempts: number; message: string | null } {
+    return { attempts: this.failures, message: this.failure?.message ?? null };
+  }
+
+  /** Changes that are not on record yet. */
+  get unfinished(): number {
+    return this.count;
   }
 
   private waitPatiently(): void {
@@ -152,7 +162,8 @@ export class Journal {
       // What was written since the sync began is as doubtful.
       const doubtful = [...group, ...this.pending].filter(({ afterData }) => afterData);
       this.pending = this.pending.filter(({ afterData }) => !afterData);
-      this.listener.dataLost();
+      this.count -= doubtful.length;
+      this.listener.dataLost(error as Error, doubtful.length);
       await this.tell(doubtful, (change) => this.listener.dataFailed(change, error as Error));
       return group.filter(({ afterData }) => !afterData);
     }
@@ -175,18 +186,22 @@ export class Journal {
       return;
     }
     this.failures = 0;
+    this.failure = null;
     this.dirty.clear();
     const published = this.written;
     this.written = [];
+    this.count -= published.length;
     await this.tell(published, (change) => this.listener.published(change));
   }
 
   private async failed(error: Error): Promise<void> {
     this.failures++;
+    this.failure = error;
+    this.listener.metadataFailed(error, this.written.length);
     if (this.failures >= this.options.attempts) {
       // Also those whose group's turn has not come: it would fail as well.
       const waiting = this.written.concat(this.pending);
-      await this.tell(waiting, (change) => this.listener.metadataFailed(change, error));
+      await this.tell(waiting, (change) => this.listener.unrecorded(change));
     }
     if (this.ending.signal.aborted) {
       this.over = true;

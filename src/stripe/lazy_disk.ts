@@ -83,7 +83,7 @@ export class LazyDisk {
     private image: RawSource | null,
     source: StripeSource | null,
     config: LazyConfig,
-    private readonly log: Log,
+    log: Log,
   ) {
     const { stripes, queues, options } = start;
     this.target = new DiskTarget(disk.facts);
@@ -111,7 +111,7 @@ export class LazyDisk {
         clock: systemClock,
         buffers: source ? stripeBuffers(options.stripeBytes) : [],
         wake: (queue) => this.wake(queue),
-        report: (message, { message: reason }) => this.log.warn(`${message}: ${reason}`),
+        log,
       },
     );
   }

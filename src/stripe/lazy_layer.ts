@@ -93,8 +93,8 @@ class ImageRead extends BlockRequest {
   }
 }
 
-/** So many stripes are asked for also while the image is being read. */
-const MOST_LATER = 16;
+/** Of so many stripes main is told also while the image is being read. */
+const MOST_WISHES = 16;
 const ZEROING = { stripes: 256, requests: 16 };
 
 export class LazyLayer implements BlockDevice, RequestOwner {
@@ -110,8 +110,9 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
   private readonly states: Uint8Array;
   private readonly parked = new Set<Parked>();
-  /** Stripes that were read from the image and are to be asked for. */
-  private readonly later: Ask[] = [];
+  /** Stripes that were read from the image: a bit of each, and those that main is still to be told of. */
+  private readonly wished: Uint8Array;
+  private readonly wishes: number[] = [];
   private readonly large: LargeZeroes;
   /** Of a request that zeroes. */
   private readonly mostStripes: number;
@@ -132,6 +133,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     private readonly releaseImage: () => void = () => {},
   ) {
     this.states = shared.states;
+    this.wished = new Uint8Array(Math.ceil(this.states.length / 8));
     const { stripes, requests: most } = options.zeroing ?? ZEROING;
     this.mostStripes = stripes;
     this.large = new LargeZeroes(
@@ -165,7 +167,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     while (stripe <= last && this.isReady(stripe, read)) stripe++;
     if (stripe > last) this.base.submit(request);
     else if (read && first === last && this.image && end <= imageBytes) {
-      if (this.options.copyOnRead) this.fetchLater(first);
+      if (this.options.copyOnRead) this.wish(first);
       this.readImage(this.image, request);
     } else {
       this.park(request, first, last);
@@ -195,7 +197,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       if (want === Want.CLAIM) this.claimAnswered(stripe, result);
       else this.waitAnswered(stripe, want, result);
     }
-    if (this.image) this.askForLater(this.image);
+    if (this.wishes.length > 0) this.tellWishes();
     if (shared.imageDone && this.image?.inFlight === 0) {
       this.image = null;
       this.releaseImage();
@@ -252,22 +254,18 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     return read || !this.options.trackWritten || (state & WRITTEN) !== 0;
   }
 
-  /** Has a stripe fetched that nobody waits for: not before the reads of the image that somebody does. */
-  private fetchLater(stripe: number): void {
-    const list = this.waiting[Want.LOCAL];
-    if (list.has(stripe)) return;
-    list.set(stripe, []);
-    this.later.push({ first: stripe, count: 1, want: Want.LOCAL });
+  /** Main doesn't forget it. */
+  private wish(stripe: number): void {
+    const bit = 1 << (stripe & 7);
+    if (this.wished[stripe >> 3] & bit) return;
+    this.wished[stripe >> 3] |= bit;
+    this.wishes.push(stripe);
   }
 
-  private askForLater(image: BlockDevice): void {
-    const { length } = this.later;
-    if (image.inFlight === 0 || length >= MOST_LATER) this.askNow();
-  }
-
-  private askNow(): void {
-    if (this.later.length === 0) return;
-    this.post({ kind: 'ask', queue: this.options.queue, asks: this.later.splice(0) });
+  /** Not before the reads of the image that somebody waits for. */
+  private tellWishes(): void {
+    if (this.image && this.image.inFlight > 0 && this.wishes.length < MOST_WISHES) return;
+    this.post({ kind: 'wish', queue: this.options.queue, stripes: this.wishes.splice(0) });
   }
 
   private readImage(image: BlockDevice, request: BlockRequest): void {
@@ -298,7 +296,6 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   private park(request: BlockRequest, first: number, last: number): void {
     const parked = new Parked(request);
     const asks: Ask[] = [];
-    let asked = 0;
     for (let stripe = first; stripe <= last; stripe++) {
       if (this.isReady(stripe, request.op === READ)) continue;
       parked.missing++;
@@ -309,14 +306,11 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       else list.set(stripe, [parked]);
       // One question is enough for all that wait for the same.
       if (others && want !== Want.CLAIM) continue;
-      asked++;
       const before = asks.at(-1);
       if (before?.want === want && before.first + before.count === stripe) before.count++;
       else asks.push({ first: stripe, count: 1, want });
     }
     this.parked.add(parked);
-    // Among the questions of others may be some that are still to be asked.
-    if (asked < parked.missing) this.askNow();
     if (asks.length > 0) this.post({ kind: 'ask', queue: this.options.queue, asks });
   }
 

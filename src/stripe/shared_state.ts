@@ -38,6 +38,8 @@ export interface Ask extends StripeRun {
 /** What a queue tells main. */
 export type QueueMessage =
   | { kind: 'ask'; queue: number; asks: Ask[] }
+  /** Stripes that are to become local when there is nothing else to do; no answer comes. */
+  | { kind: 'wish'; queue: number; stripes: number[] }
   /** The request that held the claims has been carried out on the disk, or has failed. */
   | { kind: 'claimDone'; queue: number; stripes: StripeRun[]; ok: boolean }
   /** The queue reads the image no more, and has let go of it. */

@@ -113,10 +113,12 @@ export interface Failing {
 export interface Status {
   stripes: { total: number; source: number; no_source: number; fetched: number };
   failing: Failing[];
+  failing_count: number;
   slow: { stripe: number; seconds: number }[];
   queued: number;
   in_flight: number;
   metadata_failing: boolean;
+  metadata: { attempts: number; message: string | null; pending: number };
 }
 
 /** One answer after the other. */
@@ -168,11 +170,15 @@ export async function ended(child: Child, status = 0): Promise<void> {
   expect(child.stdout.text).not.toContain('Pattern verification failed');
 }
 
-/** Waits until a server has tried a stripe `attempts` times in vain. @returns the stripe's number */
-export async function failed(server: Server, attempts = 1, stripe = '\\d+'): Promise<string> {
-  const line = new RegExp(`stripe (${stripe}) could not be fetched: `);
-  const [, number] = await server.child.said(line, 30_000, 0, server.child.stderr);
-  const lines = new RegExp(`(stripe ${number} could not be fetched: [^]*){${attempts}}`);
-  await server.child.said(lines, 30_000, 0, server.child.stderr);
-  return number;
+/** Waits until a server has tried a stripe `attempts` times in vain. @returns what it tells of it */
+export async function failed(
+  server: Server,
+  rpc: string,
+  attempts = 1,
+  stripe?: number,
+): Promise<Failing> {
+  const find = ({ failing }: Status) =>
+    failing.find((of) => of.attempts >= attempts && (stripe ?? of.stripe) === of.stripe);
+  const status = await statusWhen(server, rpc, (now) => find(now) !== undefined);
+  return find(status) as Failing;
 }

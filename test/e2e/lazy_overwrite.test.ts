@@ -91,7 +91,7 @@ for (const { encrypted, end, ...row } of rows) {
       await ended(qemuIo(bed, server, ...overwrites(kind), 'flush'));
       const { stripes, ...status } = await statusNow(server, lazy.rpc);
       expect(stripes.fetched).toBe(26);
-      expect(status).toMatchObject({ failing: [], queued: 0, in_flight: 0 });
+      expect(status).toMatchObject({ failing: [], failing_count: 0, queued: 0, in_flight: 0 });
       expect(server.child.stderr.text).not.toContain('could not be');
       if (end === 'SIGKILL') await bed.crash(server);
       else await bed.stop(server);
@@ -119,7 +119,7 @@ testWith(
     const away = new Outage(lazy.image);
     const server = await bed.serve(lazy.disk, lazy.settings);
     away.begin();
-    const stripe = Number(await failed(server, 2));
+    const { stripe } = await failed(server, lazy.rpc, 2);
     const offset = stripe * stripeBytes;
     await ended(qemuIo(bed, server, `write -P ${PATTERN} ${offset} ${stripeBytes}`, 'flush'));
     const { failing } = await statusNow(server, lazy.rpc);

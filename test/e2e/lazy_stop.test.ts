@@ -33,7 +33,7 @@ class Waiting implements AsyncDisposable {
     const machine = new Machine(server, 64, 1, recorded);
     machine.prepare(0, 0, SECTOR_OF(3), T_OUT);
     machine.offer(0, 0);
-    await failed(server, 1, '3');
+    await failed(server, lazy.rpc, 1, 3);
     return new Waiting(bed, lazy, away, server, machine);
   }
 

@@ -30,6 +30,7 @@ beforeEach(() => {
       dataLost: nothing,
       dataFailed: nothing,
       metadataFailed: nothing,
+      unrecorded: nothing,
     },
     defaultJournalOptions,
   );

@@ -117,6 +117,11 @@ function asked(): number[] {
   );
 }
 
+/** What of the disk is to become local without anybody who waits for it. */
+function wished(): number[] {
+  return posted.flatMap((message) => (message.kind === 'wish' ? message.stripes : []));
+}
+
 for (const copyOnRead of [false, true]) {
   test(`a read goes to the image, and its stripe is fetched if it is to be: ${copyOnRead}`, () => {
     const layer = layerWith(copyOnRead);
@@ -127,7 +132,7 @@ for (const copyOnRead of [false, true]) {
     image.end(0);
     expect(answers).toEqual([[read.index, 0]]);
     layer.receive();
-    expect(asked()).toEqual(copyOnRead ? [3] : []);
+    expect([asked(), wished()]).toEqual([[], copyOnRead ? [3] : []]);
   });
 
   test(`a read that the image fails waits for its stripe, and is whole then: ${copyOnRead}`, () => {
@@ -190,6 +195,41 @@ test('a write waits for its stripe, whatever the image has', () => {
   layer.submit(write);
   expect([image.inFlight, base.inFlight]).toEqual([0, 0]);
   expect(asked()).toEqual([5]);
+});
+
+test('what was read from the image is wished for once, and not before reads of the image', () => {
+  const layer = layerWith(true);
+  for (let stripe = 0; stripe < 10; stripe++) {
+    layer.submit(request(READ, stripe, 4096));
+    layer.submit(request(READ, stripe, 8192));
+  }
+  layer.receive();
+  expect(wished()).toEqual([]);
+  while (image.inFlight > 0) image.end(0);
+  layer.receive();
+  expect([wished(), posted.length]).toEqual([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 1]);
+  layer.submit(request(READ, 4, 4096));
+  image.end(0);
+  layer.receive();
+  expect(posted.length).toBe(1);
+});
+
+test('where reads of the image never end, wishes come many at a time', () => {
+  const layer = layerWith(true);
+  for (let stripe = 0; stripe < 20; stripe++) layer.submit(request(READ, stripe, 4096));
+  layer.receive();
+  expect([wished().length, image.inFlight]).toEqual([20, 20]);
+});
+
+test('a stripe that was wished for is asked for by whoever waits for it', () => {
+  const layer = layerWith(true);
+  layer.submit(request(READ, 4, 4096));
+  layer.submit(request(WRITE, 4, 4096));
+  layer.submit(Object.assign(request(READ, 4, 4096), { length: 2 * STRIPE }));
+  expect(asked()).toEqual([4, 4]);
+  image.end(0);
+  layer.receive();
+  expect(wished()).toEqual([4]);
 });
 
 function zeroes(op: typeof DISCARD | typeof WRITE_ZEROES, offset: number, length: number) {

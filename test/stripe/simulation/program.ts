@@ -81,6 +81,7 @@ export class Program {
         trackWritten: scenario.trackWritten,
         autofetch: scenario.autofetch,
         autofetchBytesPerSecond: scenario.autofetchBytesPerSecond,
+        mostUnrecorded: scenario.mostUnrecorded,
         journal: scenario.journal,
       },
       parts,
@@ -119,7 +120,10 @@ export class Program {
       clock: world.timeline,
       buffers,
       wake: (queue) => this.wake(queue),
-      report: (message, error) => world.note(() => `main: ${message}: ${error.message}`),
+      log: {
+        warn: (message) => world.note(() => `main: ${message}`),
+        info: (message) => world.note(() => `main: ${message}`),
+      },
     };
   }
 
@@ -203,6 +207,7 @@ export class Program {
       world.note(() => `main: gets ${JSON.stringify(copy)}`);
       if (copy.kind === 'ask')
         for (const run of copy.asks) eachStripe(run, (stripe) => this.watch.ask(stripe));
+      if (copy.kind === 'wish') for (const stripe of copy.stripes) this.watch.wish(stripe);
       if (copy.kind === 'claimDone')
         for (const run of copy.stripes) eachStripe(run, (stripe) => this.watch.claimEnded(stripe));
       this.coordinator.receive(copy);

@@ -33,9 +33,13 @@ export interface Scenario {
   unitBytes: number;
   /** 0: there is no source. */
   sourceBytes: number;
+  /** Stripes that nobody waits for and that are on their way at a time. */
+  mostUnrecorded: number;
   /** Of each stripe: whether the source has it, and whether it knows that it is zeroes. */
   hasSource: boolean[];
   zeroStripes: boolean[];
+  /** Which are told of, and put onto the disk, in no time. */
+  instantZeroes: boolean;
   /** Unfetched stripes are read from the image. */
   image: boolean;
   /** And become local then. */
@@ -93,12 +97,13 @@ export function makeScenario(dice: Dice): Scenario {
   const sourceBytes = sourceSize(dice, diskSectors * SECTOR);
   const source = sourceBytes > 0;
   const sparse = dice.chance(3);
-  const zeroes = dice.pick([0, 0, 3, 10]);
+  const zeroes = dice.pick([0, 0, 1, 3, 10]);
   const hasSource = Array.from(
     { length: stripes },
     (_, i) => i * perStripe * SECTOR < sourceBytes && !(sparse && dice.chance(4)),
   );
   const trackWritten = dice.chance(2) || !source;
+  const journal = journalOptions(dice);
   return {
     version: dice.pick([1, 2]),
     shift,
@@ -108,6 +113,7 @@ export function makeScenario(dice: Dice): Scenario {
     sourceBytes,
     hasSource,
     zeroStripes: hasSource.map((has) => has && zeroes > 0 && dice.chance(zeroes)),
+    instantZeroes: dice.chance(2),
     // Only a raw image can be read so, and it has all of its stripes.
     image: source && !sparse && dice.chance(3),
     copyOnRead: dice.chance(2),
@@ -117,16 +123,8 @@ export function makeScenario(dice: Dice): Scenario {
     autofetch: source && dice.chance(2),
     autofetchBytesPerSecond: dice.chance(4) ? dice.pick([20_000, 1_000_000]) : 0,
     buffers: dice.between(1, 4),
-    journal: dice.chance(2)
-      ? defaultJournalOptions
-      : {
-          // With the last one, whoever waits and isn't known to waits too long.
-          patienceMs: dice.pick([0, 5, 1000, 1_000_000]),
-          patienceChanges: dice.between(1, 8),
-          groupChanges: dice.between(1, 8),
-          turnChanges: dice.between(1, 4),
-          attempts: 3,
-        },
+    journal,
+    mostUnrecorded: journal.patienceChanges * dice.pick([1, 2, 20]),
     queues: dice.between(1, 3),
     depth: dice.pick([1, 2, 4, 8]),
     overlaps: dice.chance(3),
@@ -139,6 +137,18 @@ export function makeScenario(dice: Dice): Scenario {
     pauses: dice.pick([0, 0, 5, 20]),
     eager: dice.chance(2),
     ...troubles(dice),
+  };
+}
+
+function journalOptions(dice: Dice): JournalOptions {
+  if (dice.chance(2)) return defaultJournalOptions;
+  return {
+    // With the last one, whoever waits and isn't known to waits too long.
+    patienceMs: dice.pick([0, 5, 1000, 1_000_000]),
+    patienceChanges: dice.between(1, 8),
+    groupChanges: dice.between(1, 8),
+    turnChanges: dice.between(1, 4),
+    attempts: 3,
   };
 }
 

@@ -32,12 +32,28 @@ export class SimTarget implements TargetDisk {
     return this.change(offset, data.bytes.length, (index) => load(words, index));
   }
 
-  zero(offset: number, length: number): Promise<void> {
-    return this.change(offset, length, () => ZERO);
+  async zero(offset: number, length: number): Promise<void> {
+    const { watch } = this;
+    const { instantZeroes, shift } = this.world.scenario;
+    if (!instantZeroes) {
+      await this.change(offset, length, () => ZERO);
+      return;
+    }
+    const [first, count] = [offset / SECTOR, length / SECTOR];
+    watch.checkAwake('write to the disk');
+    watch.checkFetch(first >> shift);
+    watch.zeroedAtOnce();
+    this.disk.writeNow(first, new Array(count).fill(ZERO));
+    watch.ended(first >> shift);
   }
 
   sync(): Promise<void> {
-    return this.watch.during('sync of the disk', (done) => this.disk.sync(this.opening, done));
+    return this.watch.during('sync of the disk', (done) =>
+      this.disk.sync(this.opening, (result) => {
+        if (result !== 0) this.watch.syncFailed();
+        done(result);
+      }),
+    );
   }
 
   private change(offset: number, length: number, valueAt: (i: number) => number): Promise<void> {
@@ -51,6 +67,7 @@ export class SimTarget implements TargetDisk {
     return this.watch.during('write to the disk', (done) => {
       this.disk.write(first, count, valueAt, false, (result) => {
         this.watch.ended(stripe);
+        if (result !== 0) this.watch.failed(stripe);
         done(result);
       });
     });

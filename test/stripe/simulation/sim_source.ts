@@ -11,8 +11,10 @@ const GONE_MS = 1_000_000;
 
 /** What the source and whoever copies from it tell of their work. */
 export interface FetchWatch {
-  begun(stripe: number): void;
+  /** @param more another try of the same fetch */
+  begun(stripe: number, more?: boolean): void;
   ended(stripe: number): void;
+  failed(stripe: number): void;
   /** Something of it is about to be put onto the disk. */
   checkFetch(stripe: number): void;
 }
@@ -24,6 +26,8 @@ export class SimSource implements StripeSource {
   closing = false;
   closed = false;
   readonly copy?: StripeSource['copy'];
+  /** Stripes that it has tried to put onto the disk by itself. */
+  private readonly copied = new Set<number>();
 
   /**
    * @param put has the disk hold something at once
@@ -51,8 +55,9 @@ export class SimSource implements StripeSource {
     if (this.closing) world.fail(`stripe ${stripe} was asked of a source that is closed`);
     if (!this.has(stripe)) world.fail(`the source was asked for stripe ${stripe}`);
     if (buffer.bytes.length !== count * SECTOR) world.fail(`wrong length for stripe ${stripe}`);
-    this.watch.begun(stripe);
+    this.watch.begun(stripe, this.copied.delete(stripe));
     world.note(() => `source: read stripe ${stripe}`);
+    if (scenario.instantZeroes && scenario.zeroStripes[stripe] && !this.isAway) return false;
     const signal = scenario.deaf ? new AbortController().signal : stop;
     await timeline.sleep(dice.delayMs(scenario.sourceMs), signal);
     const error = await this.trouble(signal);
@@ -65,6 +70,7 @@ export class SimSource implements StripeSource {
     for (let i = 0; i < filled; i++) store(words, i, sourceSector(scenario, first + i));
     if (!error) return true;
     this.watch.ended(stripe);
+    this.watch.failed(stripe);
     world.note(() => `source: stripe ${stripe} fails: ${error}`);
     throw new Error(error);
   }
@@ -84,6 +90,7 @@ export class SimSource implements StripeSource {
     const { timeline, dice, scenario } = world;
     if (this.closing) world.fail(`stripe ${stripe} was asked of a source that is closed`);
     watch.begun(stripe);
+    this.copied.add(stripe);
     await timeline.sleep(dice.delayMs(scenario.sourceMs));
     watch.ended(stripe);
     const gone = world.sourceGone || offset + length > this.sizeBytes;
@@ -92,11 +99,21 @@ export class SimSource implements StripeSource {
     const first = offset / SECTOR;
     const values = Array.from({ length: length / SECTOR }, (_, i) => first + i);
     watch.checkFetch(stripe);
+    this.copied.delete(stripe);
     this.put(
       first,
       values.map((sector) => sourceSector(scenario, sector)),
     );
     return true;
+  }
+
+  private get isAway(): boolean {
+    const { sourceGone, faulty, scenario, timeline } = this.world;
+    const now = timeline.now();
+    return (
+      sourceGone ||
+      (faulty && scenario.outages.some(({ fromMs, toMs }) => fromMs <= now && now < toMs))
+    );
   }
 
   private async trouble(signal: AbortSignal): Promise<string | null> {

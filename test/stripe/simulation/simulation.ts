@@ -322,8 +322,10 @@ class Simulation {
       status.queued,
       status.inFlight,
       status.failing.length,
+      status.failingCount,
       status.slow.length,
       status.metadataFailing,
+      status.metadata.pending,
     ];
     const wrong =
       status.total !== hasSource.length ||

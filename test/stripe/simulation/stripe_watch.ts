@@ -7,6 +7,13 @@ import type { World } from './world.ts';
 /** Autofetch makes up for so much time in which it had to wait. */
 const SAVED_SECONDS = 1;
 
+/** From a fetch or a sync that fails until a stripe is had that was begun since. */
+interface Outage {
+  begun: Set<number>;
+  /** What of it may still succeed. */
+  trying: Set<number>;
+}
+
 /**
  * Who works on which stripe: nobody fetches one that is local or that a guest's request is about to
  * fill, and no guest's request gets at one that isn't local unless it fills it.
@@ -17,12 +24,21 @@ export class StripeWatch implements FetchWatch {
   /** What main waits for. */
   busy = 0;
   private readonly fetching = new Set<number>();
-  /** Stripes that a queue has asked for. */
+  /** Stripes that a queue has asked for, and those that it has wished for. */
   private readonly asked = new Set<number>();
+  private readonly wished = new Set<number>();
   /** Others that were fetched all the same, and since when that goes on. */
   private readonly unasked = new Set<number>();
   private readonly beganMs: number;
+  /** Stripes whose fetch was begun, ever. */
+  private readonly begunEver = new Set<number>();
+  /** Those that nobody has asked for, until they are local or have failed. */
+  private readonly unfinished = new Set<number>();
+  private outage: Outage | null = null;
   private readonly claimed = new Set<number>();
+  private readonly everClaimed = new Set<number>();
+  private zeroedAt = -1;
+  private zeroed = 0;
   /** Requests of guests on the disk, by stripe. */
   private readonly filling = new Map<number, number>();
 
@@ -36,6 +52,27 @@ export class StripeWatch implements FetchWatch {
 
   ask(stripe: number): void {
     this.asked.add(stripe);
+    this.unfinished.delete(stripe);
+  }
+
+  wish(stripe: number): void {
+    this.wished.add(stripe);
+  }
+
+  /** A stripe could not be read, or not be written. */
+  failed(stripe: number): void {
+    const outage = this.goesOn() ?? { begun: new Set(), trying: new Set() };
+    outage.begun.delete(stripe);
+    outage.trying.delete(stripe);
+    this.outage = outage;
+    this.unfinished.delete(stripe);
+  }
+
+  /** What is not durable may be lost, and is fetched once more. */
+  syncFailed(): void {
+    const begun = this.goesOn()?.begun ?? new Set();
+    this.outage = { begun, trying: new Set() };
+    this.unfinished.clear();
   }
 
   /** Main is about to do something. */
@@ -53,22 +90,59 @@ export class StripeWatch implements FetchWatch {
     throw Object.assign(new Error(`simulated error ${result}`), { code: 'EIO' });
   }
 
-  begun(stripe: number): void {
+  begun(stripe: number, more = false): void {
     this.checkAwake('read of the source');
     if (this.fetching.has(stripe)) this.world.fail(`stripe ${stripe} is fetched twice at once`);
     this.fetching.add(stripe);
     this.checkFetch(stripe);
-    if (this.asked.has(stripe) || this.unasked.has(stripe)) return;
+    this.begunEver.add(stripe);
+    if (more) return;
+    if (!this.asked.has(stripe)) this.checkUnawaited(stripe);
+    this.outage?.begun.add(stripe);
+    this.outage?.trying.add(stripe);
+    if (this.asked.has(stripe) || this.wished.has(stripe) || this.unasked.has(stripe)) return;
     this.unasked.add(stripe);
     this.checkAutofetch(stripe);
   }
 
-  /** Autofetch is on, leaves a buffer to those who wait, and keeps to its rate. */
+  /**
+   * What nobody waits for lets others go first, leaves a buffer to them, waits until what came before is
+   * recorded, and is one stripe at a time while nothing succeeds.
+   */
+  private checkUnawaited(stripe: number): void {
+    const { world, unfinished } = this;
+    const { buffers, mostUnrecorded } = world.scenario;
+    if (buffers > 1 && this.fetching.size === buffers) {
+      world.fail(`stripe ${stripe}, that nobody waits for, has taken the last buffer`);
+    }
+    for (const other of this.asked) {
+      if (world.sourceGone || this.begunEver.has(other) || this.isLocal(other)) continue;
+      if (this.everClaimed.has(other)) continue;
+      world.fail(`stripe ${stripe} is fetched, and stripe ${other} is waited for`);
+    }
+    for (const other of unfinished) if (this.isLocal(other)) unfinished.delete(other);
+    unfinished.add(stripe);
+    if (unfinished.size > mostUnrecorded) world.fail(`${unfinished.size} stripes are on their way`);
+    this.checkProbe(stripe);
+  }
+
+  private checkProbe(stripe: number): void {
+    for (const other of this.goesOn()?.trying ?? []) {
+      if (other === stripe || this.asked.has(other)) continue;
+      this.world.fail(`nothing succeeds, and stripe ${stripe} is tried beside ${other}`);
+    }
+  }
+
+  private goesOn(): Outage | null {
+    for (const stripe of this.outage?.begun ?? []) if (this.isLocal(stripe)) this.outage = null;
+    return this.outage;
+  }
+
+  /** Autofetch is on, and keeps to its rate. */
   private checkAutofetch(stripe: number): void {
-    const { world, fetching, unasked } = this;
-    const { autofetch, buffers, autofetchBytesPerSecond, shift } = world.scenario;
+    const { world, unasked } = this;
+    const { autofetch, autofetchBytesPerSecond, shift } = world.scenario;
     if (!autofetch) world.fail(`stripe ${stripe} is fetched, and nobody asked for it`);
-    if (buffers > 1 && fetching.size === buffers) world.fail('autofetch has taken all buffers');
     if (autofetchBytesPerSecond === 0) return;
     const seconds = (world.timeline.now() - this.beganMs) / 1000 + SAVED_SECONDS;
     const bytes = (unasked.size - 1) * (SECTOR << shift);
@@ -82,7 +156,18 @@ export class StripeWatch implements FetchWatch {
   claim(stripe: number): void {
     if (this.claimed.has(stripe)) this.world.fail(`stripe ${stripe} was claimed twice`);
     this.claimed.add(stripe);
+    this.everClaimed.add(stripe);
+    this.outage?.begun.delete(stripe);
+    this.outage?.trying.delete(stripe);
     this.checkClaim(stripe);
+  }
+
+  /** A stripe of zeroes took no time. */
+  zeroedAtOnce(): void {
+    const { timeline, scenario } = this.world;
+    this.zeroed = this.zeroedAt === timeline.steps ? this.zeroed + 1 : 1;
+    this.zeroedAt = timeline.steps;
+    if (this.zeroed > scenario.buffers) this.world.fail('main zeroes stripe after stripe at once');
   }
 
   claimEnded(stripe: number): void {

@@ -32,7 +32,7 @@ export const answerBugs: Bug[] = [
   {
     name: 'nobody is told of metadata that fails for good',
     coordinator(coordinator) {
-      insideCoordinator(coordinator).metadataFailed = () => {};
+      insideCoordinator(coordinator).unrecorded = () => {};
     },
   },
   {

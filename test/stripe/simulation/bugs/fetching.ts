@@ -17,11 +17,11 @@ export const fetchingBugs: Bug[] = [
   {
     name: 'a stripe is claimed while it is being fetched',
     coordinator(coordinator) {
-      const { fetcher } = insideCoordinator(coordinator);
-      if (!fetcher) return;
-      replace(fetcher, 'cancel', (cancel) => (stripe) => {
-        cancel(stripe);
-        return true;
+      const inside = insideCoordinator(coordinator);
+      replace(inside, 'join', (join) => (stripe, work, asker) => {
+        const alone = work.phase === 'fetch' && work.askers.length === 0;
+        if (alone && asker.want === Want.CLAIM) inside.claim(stripe, work, asker);
+        else join(stripe, work, asker);
       });
     },
   },
@@ -49,10 +49,17 @@ export const fetchingBugs: Bug[] = [
     name: 'a claim is granted past those who wait for the stripe',
     coordinator(coordinator) {
       const inside = insideCoordinator(coordinator);
+      const { fetcher } = inside;
+      if (!fetcher) return;
       replace(inside, 'join', (join) => (stripe, work, asker) => {
-        const late = asker.want === Want.CLAIM && work.phase === 'fetch' && work.askers.length > 0;
-        if (late && inside.fetcher?.cancel(stripe)) inside.claim(stripe, work, asker);
-        else join(stripe, work, asker);
+        const late = asker.want === Want.CLAIM && work.phase === 'fetch';
+        if (!late || fetcher.running.has(stripe)) {
+          join(stripe, work, asker);
+          return;
+        }
+        fetcher.awaited.delete(stripe);
+        fetcher.retries.delete(stripe);
+        inside.claim(stripe, work, asker);
       });
     },
   },
@@ -87,22 +94,70 @@ export const fetchingBugs: Bug[] = [
     name: 'a stripe that could not be fetched is never tried again',
     coordinator(coordinator) {
       const { fetcher } = insideCoordinator(coordinator);
-      if (fetcher) fetcher.rest = () => {};
+      if (fetcher) fetcher.retryOrForget = () => {};
+    },
+  },
+  {
+    name: 'autofetch does not come back to a stripe that could not be fetched',
+    coordinator(coordinator) {
+      insideCoordinator(coordinator).idle.leave = () => {};
+    },
+  },
+  {
+    name: 'autofetch goes on while nothing succeeds',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.noteFailure = () => {};
+    },
+  },
+  {
+    name: 'autofetch does not wait until something is recorded',
+    coordinator(coordinator) {
+      const { fetcher } = insideCoordinator(coordinator);
+      if (fetcher) fetcher.options = { ...fetcher.options, mostUnrecorded: 1_000_000 };
+    },
+  },
+  {
+    name: 'what is wished for is fetched as if somebody waited for it',
+    coordinator(coordinator) {
+      const { fetcher, work } = insideCoordinator(coordinator);
+      if (!fetcher) return;
+      fetcher.wish = (stripe) => {
+        const begun = { phase: 'fetch', askers: [], holder: null, wished: true };
+        if (!work.has(stripe)) work.set(stripe, begun);
+        fetcher.request(stripe);
+      };
+    },
+  },
+  {
+    name: 'a wish is forgotten when its stripe could not be fetched',
+    coordinator(coordinator) {
+      const inside = insideCoordinator(coordinator);
+      replace(inside, 'leave', (leave) => (stripe, work) => {
+        work.wished = false;
+        leave(stripe, work);
+      });
+    },
+  },
+  {
+    name: 'stripes of zeroes come one after the other, and nobody else has a turn',
+    parts(parts) {
+      const { clock } = parts;
+      const sleep = (ms: number, signal?: AbortSignal) =>
+        ms > 0 ? clock.sleep(ms, signal) : Promise.resolve();
+      parts.clock = { now: () => clock.now(), sleep };
     },
   },
   {
     name: 'autofetch does not come back to a stripe whose claim failed',
     coordinator(coordinator) {
       const inside = insideCoordinator(coordinator);
-      const { fetcher } = inside;
-      if (!fetcher) return;
+      const { idle } = inside;
+      const { leave } = idle;
       replace(inside, 'claimFailed', (claimFailed) => (stripe, work, waiting) => {
-        const { cursor } = inside;
-        const { pump } = fetcher;
-        fetcher.pump = () => {};
+        idle.leave = () => {};
         claimFailed(stripe, work, waiting);
-        fetcher.pump = pump;
-        inside.cursor = cursor;
+        idle.leave = leave;
       });
     },
   },

@@ -15,11 +15,12 @@ export interface Work {
   phase: string;
   askers: Asker[];
   holder: Asker | null;
+  wished: boolean;
 }
 
 export interface CoordinatorInside {
   states: Uint8Array;
-  cursor: number;
+  idle: { leave(stripe: number): void };
   givenUp: boolean;
   work: Map<number, Work>;
   parts: { shared: SharedStripes; target: TargetDisk };
@@ -32,12 +33,16 @@ export interface CoordinatorInside {
   };
   /** There where there is a source. */
   fetcher: {
-    options: { diskBytes: number; autofetchBytesPerSecond: number };
+    options: { diskBytes: number; autofetchBytesPerSecond: number; mostUnrecorded?: number };
     autofetch: boolean;
     buffers: number;
+    running: Map<number, number>;
+    awaited: Set<number>;
+    retries: Map<number, object>;
     request(stripe: number): void;
-    cancel(stripe: number): boolean;
-    rest(stripe: number, error: Error): void;
+    wish(stripe: number): void;
+    retryOrForget(stripe: number, error: Error): void;
+    noteFailure(): void;
     doubtRunning(): void;
     pump(): void;
     end(): Promise<void>;
@@ -45,13 +50,14 @@ export interface CoordinatorInside {
   join(stripe: number, work: Work, asker: Asker): void;
   claim(stripe: number, work: Work, holder: Asker): void;
   claimDone(stripe: number, ok: boolean): void;
+  leave(stripe: number, work: Work): void;
   claimFailed(stripe: number, work: Work, waiting: boolean): void;
   commit(stripe: number, work: Work): void;
   published(change: Change): void;
   giveUp(): void;
   failAskers(stripe: number, work: Work, result: number): void;
-  dataLost(): void;
-  metadataFailed(change: Change, error: Error): void;
+  dataLost(error: Error, changes: number): void;
+  unrecorded(change: Change): void;
   answer(stripe: number, asker: Asker, result: number): void;
   delay(queue: number, answer: object): void;
   noteQuiet(): void;

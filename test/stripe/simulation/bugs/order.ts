@@ -71,8 +71,8 @@ export const orderBugs: Bug[] = [
             throw error;
           }),
       );
-      replace(inside, 'dataLost', (dataLost) => () => {
-        dataLost();
+      replace(inside, 'dataLost', (dataLost) => (error, changes) => {
+        dataLost(error, changes);
         journal.pending.unshift(...kept);
       });
     },
