@@ -11,7 +11,7 @@ import type { Arguments } from './arguments.ts';
 import { type MetadataSettings, readMetadataSettings } from './metadata_settings.ts';
 import { writeOutput } from './output.ts';
 import { stripeMap } from './stripe_map.ts';
-import { rangeTexts, stripeRanges } from './stripe_ranges.ts';
+import { jsonRangeTexts, rangeTexts } from './stripe_ranges.ts';
 import { sourceExtent } from './stripe_sources.ts';
 
 const STDOUT = 1;
@@ -27,9 +27,9 @@ interface Report extends MetadataSettings {
 }
 
 const lists = [
-  { name: 'fetched', bit: FETCHED },
-  { name: 'written', bit: WRITTEN },
-  { name: 'has-source', bit: HAS_SOURCE },
+  { name: 'fetched', key: 'fetched', bit: FETCHED },
+  { name: 'written', key: 'written', bit: WRITTEN },
+  { name: 'has-source', key: 'hasSource', bit: HAS_SOURCE },
 ] as const;
 
 /** `ubiblk metadata dump`: prints what a metadata file says (docs/metadata.md). */
@@ -104,11 +104,14 @@ function printJson({ config, disk, source, metadata, metadataPath, xts }: Report
       hasSource: countStripes(headers, HAS_SOURCE),
       missing: countStripes(headers, HAS_SOURCE | FETCHED, HAS_SOURCE),
     },
-    fetched: [...stripeRanges(headers, FETCHED)],
-    written: [...stripeRanges(headers, WRITTEN)],
-    hasSource: [...stripeRanges(headers, HAS_SOURCE)],
   };
-  writeOutput(`${JSON.stringify(report)}\n`);
+  writeOutput(JSON.stringify(report).slice(0, -1));
+  for (const { key, bit } of lists) {
+    writeOutput(`,"${key}":[`);
+    for (const text of jsonRangeTexts(headers, bit)) writeOutput(text);
+    writeOutput(']');
+  }
+  writeOutput('}\n');
 }
 
 function printMap({ disk, metadata }: Report): void {

@@ -2,7 +2,7 @@ import { freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk } from '../device/disk.ts';
 import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { initMetadata } from '../stripe/metadata_init.ts';
+import { initMetadata, LOCK_WAIT_MS } from '../stripe/metadata_init.ts';
 import {
   countStripes,
   MAX_SHIFT,
@@ -23,8 +23,6 @@ import { sourceExtent } from './stripe_sources.ts';
 
 /** As the reference system's program: stripes of 1 MiB. */
 const DEFAULT_SHIFT = 11;
-/** A server that was killed may be ending; a person waits. */
-const LOCK_WAIT_MS = 2000;
 
 interface Geometry {
   shift: number;

@@ -15,17 +15,31 @@ export function* stripeRanges(headers: Uint8Array, bit: number): Generator<[numb
   }
 }
 
-/**
- * The same as text, in parts, because a large disk's may be longer than a string can be: `0, 1, 4-6, 9`,
- * where a run of two is written as two.
- */
-export function* rangeTexts(headers: Uint8Array, bit: number): Generator<string> {
+/** The same as text, in parts: `0, 1, 4-6, 9`, where a run of two is written as two. */
+export function rangeTexts(headers: Uint8Array, bit: number): Generator<string> {
+  return joined(headers, bit, ', ', (first, last) => {
+    const joint = last - first > 1 ? '-' : ', ';
+    return `${first}${last > first ? `${joint}${last}` : ''}`;
+  });
+}
+
+/** The same as a list of JSON without its brackets, in parts: `[0,1],[4,6],[9,9]`. */
+export function jsonRangeTexts(headers: Uint8Array, bit: number): Generator<string> {
+  return joined(headers, bit, ',', (first, last) => `[${first},${last}]`);
+}
+
+/** A large disk's may be longer than a string can be. */
+function* joined(
+  headers: Uint8Array,
+  bit: number,
+  between: string,
+  textOf: (first: number, last: number) => string,
+): Generator<string> {
   let text = '';
   let separator = '';
   for (const [first, last] of stripeRanges(headers, bit)) {
-    const joint = last - first > 1 ? '-' : ', ';
-    text += `${separator}${first}${last > first ? `${joint}${last}` : ''}`;
-    separator = ', ';
+    text += separator + textOf(first, last);
+    separator = between;
     if (text.length >= PART_LENGTH) {
       yield text;
       text = '';

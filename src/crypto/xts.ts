@@ -23,6 +23,24 @@ export function expandXts([data, tweak]: XtsKeys): number {
   return handle;
 }
 
+/**
+ * Ciphers a range of a disk in native memory.
+ * @param work `ubiblk_xts_encrypt` or `ubiblk_xts_decrypt`
+ * @param offset of its first sector on the disk, in bytes like `length`
+ * @throws Error where the cipher library fails
+ */
+export function cipherXts(
+  work: typeof shim.ubiblk_xts_encrypt,
+  handle: number,
+  offset: number,
+  length: number,
+  from: number,
+  to: number,
+): void {
+  const result = work(handle, offset / SECTOR_BYTES, length / SECTOR_BYTES, from, to);
+  if (result < 0) throw failed('AES-XTS', result);
+}
+
 /** Wipes what `expandXts` made; does nothing for 0. */
 export function freeXts(handle: number): void {
   if (handle !== 0) shim.ubiblk_xts_free(handle);

@@ -1,9 +1,10 @@
 /** The disk as main fills it: through the same open files as the queues, encrypted where it is. */
 import { closeSync, constants, openSync } from 'node:fs';
-import { EOPNOTSUPP, failed, fileError } from '../../ffi/errno.ts';
+import { EOPNOTSUPP, fileError } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
+import { cipherXts } from '../crypto/xts.ts';
 import type { DiskFacts } from '../device/disk.ts';
 import { syncFile, writeAt } from './async_file.ts';
 import type { StripeBuffer, TargetDisk } from './interfaces.ts';
@@ -41,7 +42,8 @@ export class DiskTarget implements TargetDisk {
     for (let at = 0; at < bytes.length && xts !== 0; at += CIPHER_BYTES) {
       if (at > 0) await new Promise(setImmediate);
       const length = Math.min(CIPHER_BYTES, bytes.length - at);
-      encrypt(xts, offset + at, length, address + at, address + at);
+      const place = address + at;
+      cipherXts(shim.ubiblk_xts_encrypt, xts, offset + at, length, place, place);
     }
     await writeAt(this.lane, this.facts, { address, length: bytes.length }, offset);
   }
@@ -49,7 +51,7 @@ export class DiskTarget implements TargetDisk {
   async zero(offset: number, length: number): Promise<void> {
     const { lane, facts } = this;
     const { fd, xts } = facts;
-    if (this.canPunch) {
+    if (this.canPunch && this.isPunchable(offset, length)) {
       const result = await lane.allocate(fd, PUNCH_HOLE, offset, length);
       if (result === 0) return;
       if (result !== -EOPNOTSUPP) throw fileError('fallocate', result);
@@ -63,7 +65,8 @@ export class DiskTarget implements TargetDisk {
         continue;
       }
       const buffer = new NativeBuffer(part);
-      encrypt(xts, offset + at, part, zeroes.address, buffer.address);
+      const { address } = buffer;
+      cipherXts(shim.ubiblk_xts_encrypt, xts, offset + at, part, zeroes.address, address);
       try {
         await writeAt(lane, facts, buffer, offset + at);
       } finally {
@@ -75,6 +78,12 @@ export class DiskTarget implements TargetDisk {
   async sync(): Promise<void> {
     // Also of files opened O_DSYNC: holes aren't writes.
     await syncFile(this.syncLane, this.syncFd);
+  }
+
+  /** Devices zero whole sectors of theirs; stripes of maps from elsewhere may be smaller. */
+  private isPunchable(offset: number, length: number): boolean {
+    const { isBlockDevice, logicalBlock } = this.facts;
+    return !isBlockDevice || (offset % logicalBlock === 0 && length % logicalBlock === 0);
   }
 
   /** Never written to: its pages take no memory. */
@@ -94,9 +103,4 @@ function reopen(fd: number): number {
   } catch {
     return fd;
   }
-}
-
-function encrypt(xts: number, offset: number, length: number, from: number, to: number): void {
-  const result = shim.ubiblk_xts_encrypt(xts, offset / 512, length / 512, from, to);
-  if (result < 0) throw failed('AES-XTS', result);
 }

@@ -44,8 +44,9 @@ export interface TargetDisk {
   zero(offset: number, length: number): Promise<void>;
   /**
    * Everything written before the call is on stable storage when it resolves.
-   * @throws Error where some of what was written since the last sync may be lost, also where somebody
-   *   else was told so before
+   * @throws Error where some of what was written since the last sync may be lost. Of writes that the
+   *   kernel could not carry out it tells also where somebody else was told before; of a device that
+   *   fails to flush its own cache, only whoever asked for that flush hears
    */
   sync(): Promise<void>;
 }

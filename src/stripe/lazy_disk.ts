@@ -252,13 +252,13 @@ async function openConfigured(
 }
 
 async function checkSource(source: StripeSource, last: number, stripes: number): Promise<void> {
-  const problem =
-    source.has(stripes) || source.sizeBytes > stripes * 2 ** 40
-      ? 'is larger than the disk'
-      : source.has(last)
-        ? null
-        : `has no stripe ${last}, which is still to be fetched from it`;
+  const problem = source.has(stripes)
+    ? 'is larger than the disk'
+    : source.has(last)
+      ? null
+      : `has no stripe ${last}, which is still to be fetched from it`;
   if (!problem) return;
-  await source.close();
+  // An image that queues would read as well is not closed by its source.
+  await (source instanceof RawSource ? source.release() : source.close());
   throw new UserError(`the stripe source ${source.description} ${problem}; is it the right one?`);
 }

@@ -2,10 +2,10 @@
  * A metadata file on disk: read as a whole once, then written unit by unit. With keys it is encrypted
  * like the data, its sectors numbered from the file's start. It is opened, and locked, as the data file is.
  */
-import { failed } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
+import { cipherXts } from '../crypto/xts.ts';
 import { type Disk, type DiskFacts, openDisk } from '../device/disk.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
@@ -101,9 +101,7 @@ export class MetadataFile implements MetadataStore {
     { address }: NativeBuffer,
   ): void {
     if (this.xts === 0 || length === 0) return;
-    const sectors = length / METADATA_SECTOR;
-    const result = work(this.xts, offset / METADATA_SECTOR, sectors, address, address);
-    if (result < 0) throw failed('AES-XTS', result);
+    cipherXts(work, this.xts, offset, length, address, address);
   }
 }
 

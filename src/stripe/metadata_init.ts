@@ -44,8 +44,8 @@ export interface NewMetadata {
   progress: (doneBytes: number, totalBytes: number) => void;
 }
 
-/** A server that was killed may be ending; a person waits. */
-const LOCK_WAIT_MS = 2000;
+/** How long `init` waits for a lock: a server that was killed may be ending; a person waits. */
+export const LOCK_WAIT_MS = 2000;
 const PIECE_BYTES = 1 << 20;
 const MODE = 0o600;
 const MODE_BITS = 0o7777;

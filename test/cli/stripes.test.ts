@@ -1,7 +1,7 @@
 /** Lists and pictures of stripes, against the simplest way to make them. */
 import { expect, test } from 'bun:test';
 import { stripeMap } from '../../src/commands/stripe_map.ts';
-import { rangeTexts, stripeRanges } from '../../src/commands/stripe_ranges.ts';
+import { jsonRangeTexts, rangeTexts, stripeRanges } from '../../src/commands/stripe_ranges.ts';
 import { Random, seed } from '../random.ts';
 
 /** As in spec/cli.md: runs of three and more as `a-b`. */
@@ -22,6 +22,9 @@ test(`lists of any runs are those of the specification (${seed})`, () => {
       const parts = [...rangeTexts(headers, 1)];
       expect(parts.join('')).toBe(simpleList(stripes));
       expect(Math.max(0, ...parts.map((part) => part.length))).toBeLessThan(66_000);
+      const json = [...jsonRangeTexts(headers, 1)];
+      expect(Math.max(0, ...json.map((part) => part.length))).toBeLessThan(66_000);
+      expect(JSON.parse(`[${json.join('')}]`)).toEqual([...stripeRanges(headers, 1)]);
       const listed = [...stripeRanges(headers, 1)].flatMap(([first, last]) =>
         Array.from({ length: last - first + 1 }, (_, i) => first + i),
       );

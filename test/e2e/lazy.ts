@@ -21,7 +21,7 @@ export interface LazyOptions extends DiskOptions {
   imageKind?: DiskOptions['kind'];
   /** Of the stripe size in sectors. */
   shift: number;
-  format?: 1 | 2;
+  format?: number;
   settings?: Settings;
 }
 

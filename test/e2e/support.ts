@@ -23,13 +23,10 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { Random, seed, soak } from '../random.ts';
 import { binary, Child, client, folders, hostProgram, keyValues, tool } from './processes.ts';
 
-/** `UBIBLK_SOAK=1` asks for the full matrices and the long runs. */
-export const soak = process.env.UBIBLK_SOAK === '1';
-
-/** Seed of every random choice of this run; `UBIBLK_TEST_SEED` repeats an earlier one. */
-export const seed = Number(process.env.UBIBLK_TEST_SEED ?? Date.now() % 1_000_000_007);
+export { Random, seed, soak };
 
 const isRoot = process.getuid?.() === 0;
 
@@ -339,26 +336,6 @@ function cipherSectors(action: 'encode' | 'decode', input: string, output: strin
 /** QEMU's name for the disk behind a vhost-user socket, for `--image-opts`. */
 export function qemuDisk(socket: string): string {
   return `driver=virtio-blk-vhost-user,path=${socket},cache.direct=on`;
-}
-
-/** xorshift32: the same seed gives the same choices everywhere. */
-export class Random {
-  private state: number;
-
-  constructor(start: number) {
-    this.state = (Math.imul(start | 0, 0x9e3779b1) ^ 0x6c078965) | 1;
-  }
-
-  next(): number {
-    this.state ^= this.state << 13;
-    this.state ^= this.state >>> 17;
-    this.state ^= this.state << 5;
-    return this.state >>> 0;
-  }
-
-  below(limit: number): number {
-    return this.next() % limit;
-  }
 }
 
 type Dimensions = Record<string, readonly unknown[]>;

@@ -2,51 +2,20 @@
 
 import { expect, test } from 'bun:test';
 import { readFileSync, statSync } from 'node:fs';
-import { binary, client, keyValues } from './processes.ts';
-import {
-  Bed,
-  type DiskOptions,
-  matrix,
-  Random,
-  type Settings,
-  seed,
-  soak,
-  testKeys,
-} from './support.ts';
+import { type Lazy, type LazyOptions, lazyDisk } from './lazy.ts';
+import { client, keyValues } from './processes.ts';
+import { Bed, matrix, Random, seed, soak } from './support.ts';
 
 const mebibyte = 1 << 20;
 const SPAN = 32 * mebibyte;
 
-interface LazyOptions extends DiskOptions {
-  /** Of the image; its middle is a hole. */
-  imageBytes: number;
-  shift: number;
-  format: number;
-  settings: Settings;
-}
-
-interface Lazy {
-  disk: string;
-  image: string;
-  metadata: string;
-  settings: Settings;
-}
-
-/** A disk, an image with a hole in its middle, and fresh metadata. */
-async function lazyDisk(bed: Bed, options: LazyOptions): Promise<Lazy> {
-  const { imageBytes, shift, format, settings, ...more } = options;
-  const disk = bed.disk(more);
-  const image = bed.disk({ sizeBytes: imageBytes });
-  bed.fill(image, imageBytes, seed);
-  const hole = Math.floor(imageBytes / 3 / 4096) * 4096;
-  await bed.run(['fallocate', '-p', '-o', String(hole), '-l', String(3 * mebibyte), image]);
-  const metadata = bed.path('disk.meta');
-  const all: Settings = { ...settings, metadata_path: metadata, image_path: image };
-  const keys: Settings = more.encrypted ? { encryption_key: testKeys } : {};
-  const config = bed.config({ path: disk, ...keys, ...all });
-  const argv = [binary, 'metadata', 'init', '--config', config, '-s', String(shift)];
-  await bed.run([...argv, '--format', String(format)]);
-  return { disk, image, metadata, settings: all };
+/** A lazy disk whose image has a hole in its middle. */
+async function holedDisk(bed: Bed, options: LazyOptions): Promise<Lazy> {
+  const lazy = await lazyDisk(bed, options);
+  const hole = Math.floor(options.imageBytes / 3 / 4096) * 4096;
+  const range = ['-o', String(hole), '-l', String(3 * mebibyte)];
+  await bed.run(['fallocate', '-p', ...range, lazy.image]);
+  return lazy;
 }
 
 const rows = matrix({
@@ -73,7 +42,7 @@ for (const [index, row] of rows.entries()) {
     // Its last stripe is a partial one.
     const sizeBytes = SPAN + 512 * 77;
     const options = { encrypted, format, shift, imageBytes, sizeBytes };
-    const lazy = await lazyDisk(bed, { ...options, settings });
+    const lazy = await holedDisk(bed, { ...options, settings });
     const server = await bed.serve(lazy.disk, { ...lazy.settings, num_queues: queues });
     const state = bed.path('state');
     const load = { queues, span: SPAN, state, image: lazy.image, zero: 1, mix: 'rrrrwwwwzdfu' };
@@ -110,7 +79,7 @@ for (const { encrypted, ...settings } of engines) {
       sizeBytes: SPAN,
     };
     const limits = { track_written: true, autofetch: true, autofetch_max_mib_per_s: 8 };
-    const lazy = await lazyDisk(bed, { ...options, settings: { ...settings, ...limits } });
+    const lazy = await holedDisk(bed, { ...options, settings: { ...settings, ...limits } });
     const state = bed.path('state');
     let server = await bed.serve(lazy.disk, { ...lazy.settings, num_queues: 2 });
     const load = {
@@ -147,7 +116,7 @@ test('autofetch copies the whole image, holes as holes, and lets go of it', asyn
   const settings = { autofetch: true };
   const imageBytes = 24 * mebibyte + 512 * 5;
   const options = { format: 1, shift: 11, imageBytes, sizeBytes: SPAN, settings };
-  const lazy = await lazyDisk(bed, options);
+  const lazy = await holedDisk(bed, options);
   const server = await bed.serve(lazy.disk, lazy.settings);
   await bed.closed(server.child.pid, lazy.image, 30_000);
   await bed.stop(server);
