@@ -63,7 +63,7 @@ suffers() { # LOG ARG...
 `;
 
 function failingScript(name: string, row: (typeof failing)[number]): string {
-  // What only the page cache has seen fails when it is written out, which nobody waits for.
+  // What only the page cache has seen fails when it is written out, which only a flush waits for.
   const direct = `
 eio write 65536 $((12 << 20))
 eio read_back 4096 $((15 << 20))
@@ -86,7 +86,7 @@ load "$holed"
 ${row.direct_io ? direct : cached}
 read_back 1048576 $((20 << 20)) | cmp - /run/random
 load "$flaky"
-suffers ${name}.fio.log --size=24M --time_based --runtime=2
+suffers ${name}.fio.log --size=24M --time_based --runtime=2 ${row.direct_io ? '' : '--fsync=8'}
 load "$whole"
 # The first flush may still tell of what was lost before.
 sync "$device" 2> /dev/null || true
