@@ -310,6 +310,11 @@ export class LazyLayer implements BlockDevice, RequestOwner {
       if (before?.want === want && before.first + before.count === stripe) before.count++;
       else asks.push({ first: stripe, count: 1, want });
     }
+    // Main may have published them since the caller looked.
+    if (parked.missing === 0) {
+      this.base.submit(request);
+      return;
+    }
     this.parked.add(parked);
     if (asks.length > 0) this.post({ kind: 'ask', queue: this.options.queue, asks });
   }

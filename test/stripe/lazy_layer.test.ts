@@ -1,5 +1,5 @@
 /** A queue's requests whose stripes aren't local: read from the image, and what becomes of them if not. */
-import { beforeEach, expect, test } from 'bun:test';
+import { beforeEach, expect, spyOn, test } from 'bun:test';
 import { EIO } from '../../ffi/errno.ts';
 import { openLibrary } from '../../ffi/library.ts';
 import { IovecTable } from '../../ffi/ring.ts';
@@ -195,6 +195,40 @@ test('a write waits for its stripe, whatever the image has', () => {
   layer.submit(write);
   expect([image.inFlight, base.inFlight]).toEqual([0, 0]);
   expect(asked()).toEqual([5]);
+});
+
+/** Main publishes a stripe right after the layer has looked at it for the first time. */
+function publishedBehind(stripe: number, call: () => void): void {
+  const { load } = Atomics;
+  const look = (array: Uint8Array, index: number) => {
+    const state = load(array, index);
+    if (array === shared.states && index === stripe) array[stripe] |= FETCHED;
+    return state;
+  };
+  const spy = spyOn(Atomics, 'load').mockImplementation(look as typeof load);
+  call();
+  spy.mockRestore();
+}
+
+test('a stripe that becomes local while the layer looks at it is not waited for', () => {
+  const layer = layerWith(false);
+  const write = request(WRITE, 5, 4096);
+  publishedBehind(5, () => layer.submit(write));
+  expect(base.requests).toEqual([write]);
+  expect([layer.inFlight, asked()]).toEqual([1, []]);
+  const read = request(READ, 6, 4096);
+  layer.submit(read);
+  publishedBehind(6, () => image.end(-EIO));
+  expect(base.requests).toEqual([write, read]);
+  const both = request(WRITE, 7, 4096);
+  both.length = STRIPE;
+  publishedBehind(7, () => layer.submit(both));
+  expect(base.requests).toEqual([write, read]);
+  expect(asked()).toEqual([8]);
+  shared.states[8] |= FETCHED;
+  shared.put(0, { stripe: 8, want: Want.WRITTEN, result: GRANTED });
+  layer.receive();
+  expect(base.requests).toEqual([write, read, both]);
 });
 
 test('what was read from the image is wished for once, and not before reads of the image', () => {
