@@ -108,7 +108,6 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     completed: (request) => this.imageWasRead(request as ImageRead),
   };
   private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
-  private readonly states: Uint8Array;
   private readonly parked = new Set<Parked>();
   /** Stripes that were read from the image: a bit of each, and those that main is still to be told of. */
   private readonly wished: Uint8Array;
@@ -132,8 +131,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     private readonly post: (message: QueueMessage) => void,
     private readonly releaseImage: () => void = () => {},
   ) {
-    this.states = shared.states;
-    this.wished = new Uint8Array(Math.ceil(this.states.length / 8));
+    this.wished = new Uint8Array(Math.ceil(shared.states.length / 8));
     const { stripes, requests: most } = options.zeroing ?? ZEROING;
     this.mostStripes = stripes;
     this.large = new LargeZeroes(
@@ -249,7 +247,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   }
 
   private isReady(stripe: number, read: boolean): boolean {
-    const state = Atomics.load(this.states, stripe);
+    const state = this.shared.look(stripe);
     if ((state & (HAS_SOURCE | FETCHED)) === HAS_SOURCE) return false;
     return read || !this.options.trackWritten || (state & WRITTEN) !== 0;
   }

@@ -124,6 +124,11 @@ export class SharedStripes {
     Atomics.store(this.words, IMAGE_DONE, done ? 1 : 0);
   }
 
+  /** Queue: a stripe's bits, which main may change between two looks at them. */
+  look(stripe: number): number {
+    return Atomics.load(this.states, stripe);
+  }
+
   /** Main: puts an answer into a queue's ring; false where it is full. */
   put(queue: number, { stripe, want, result }: Answer): boolean {
     const base = this.ring(queue);

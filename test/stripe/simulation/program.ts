@@ -15,6 +15,7 @@ import {
 } from '../../../src/stripe/shared_state.ts';
 import type { Bug } from './bug.ts';
 import type { Checker } from './checker.ts';
+import type { Dice } from './dice.ts';
 import type { Memory } from './memory.ts';
 import { SimDevice, SimStore, SimTarget } from './sim_disk.ts';
 import type { Opening, SimFile } from './sim_file.ts';
@@ -35,8 +36,33 @@ export interface Surroundings {
   bug: Bug | null;
 }
 
+/**
+ * Queues see what main does to stripes at any time until an answer comes that main gave after it, be it
+ * between two looks.
+ */
 class WatchedStripes extends SharedStripes {
   answered: ((queue: number, answer: Answer) => void) | null = null;
+  private seen: Uint8Array | null = null;
+
+  constructor(
+    private readonly dice: Dice,
+    ...rest: ConstructorParameters<typeof SharedStripes>
+  ) {
+    super(...rest);
+  }
+
+  override look(stripe: number): number {
+    this.seen ??= this.states.slice();
+    const state = super.look(stripe);
+    if (this.seen[stripe] !== state && this.dice.chance(2)) this.seen[stripe] = state;
+    return this.seen[stripe];
+  }
+
+  override take(queue: number, answer: Answer): boolean {
+    const taken = super.take(queue, answer);
+    if (taken) this.seen?.set(this.states);
+    return taken;
+  }
 
   override put(queue: number, answer: Answer): boolean {
     const { stripe, want, result } = answer;
@@ -67,7 +93,7 @@ export class Program {
     this.arrivalsMs = new Array(queues).fill(0);
     this.waking = new Array(queues).fill(false);
     const memory = new SharedArrayBuffer(sharedStripeBytes(stripes, queues));
-    this.shared = new WatchedStripes(memory, stripes, queues);
+    this.shared = new WatchedStripes(world.dice, memory, stripes, queues);
     this.watch = new StripeWatch(world, this.shared.states, checker);
     this.shared.answered = (queue, answer) => this.answered(queue, answer);
     const parts = this.parts();

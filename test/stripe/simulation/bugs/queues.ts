@@ -17,6 +17,18 @@ function inImage({ image, options }: LayerInside, { op, offset, length }: BlockR
 
 export const queueBugs: Bug[] = [
   {
+    name: 'a request waits for stripes that have become local since',
+    layer(layer) {
+      const inside = insideLayer(layer);
+      replace(inside, 'park', (park) => (request, first, last) => {
+        const { base } = inside;
+        inside.base = { inFlight: 0, submit: () => {} };
+        park(request, first, last);
+        inside.base = base;
+      });
+    },
+  },
+  {
     name: 'a read across stripes is read from the image',
     layer(layer) {
       const inside = insideLayer(layer);
