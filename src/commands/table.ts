@@ -238,9 +238,11 @@ export const commands: readonly CommandSpec[] = [
   },
   {
     name: 'ublk owner',
-    summary: 'Print the user and group of an unprivileged device, for udev',
+    summary: 'Print the user and group of a ublk device',
     programs: [],
-    options: [],
+    options: [
+      { long: 'apply', summary: 'Give its nodes to them, if it is an unprivileged device' },
+    ],
     operands: ['DEVICE'],
     examples: ['ubiblk ublk owner ublkb3'],
     defaultLogLevel: 'warn',

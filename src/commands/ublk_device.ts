@@ -1,5 +1,6 @@
+import { EACCES, EPERM } from '../../ffi/errno.ts';
 import { UsageError, UserError } from '../errors.ts';
-import { UblkControl } from '../frontend/ublk/control.ts';
+import { UblkControl, UblkRefused } from '../frontend/ublk/control.ts';
 import type { DeviceInfo } from '../frontend/ublk/protocol.ts';
 import type { Log } from '../log.ts';
 
@@ -33,10 +34,20 @@ export async function withControl<Result>(
   }
 }
 
-/** @throws UserError where there is no device of this number */
+/** @throws UserError where there is no device of this number, or it is another user's */
 export function knownDevice(control: UblkControl, id: number): DeviceInfo {
-  const info = control.info(id);
+  const info = infoOf(control, id);
   if (!info)
     throw new UserError(`there is no ublk device ${id}; 'ubiblk ublk list' shows them all`);
   return info;
+}
+
+function infoOf(control: UblkControl, id: number): DeviceInfo | null {
+  try {
+    return control.info(id);
+  } catch (error) {
+    if (!(error instanceof UblkRefused)) throw error;
+    if (error.result !== -EACCES && error.result !== -EPERM) throw error;
+    throw new UserError(`ublk device ${id} is another user's: run as that user, or as root`);
+  }
 }

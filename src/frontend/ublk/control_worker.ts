@@ -2,7 +2,7 @@
  * The control thread of a ublk server: its commands to the driver block, also while a device that
  * starts reads its partition table through our own queues.
  */
-import { closeSync, constants, existsSync, openSync, writeFileSync } from 'node:fs';
+import { accessSync, closeSync, constants, existsSync, openSync, writeFileSync } from 'node:fs';
 import { EACCES, EBUSY, ENODEV, EPERM } from '../../../ffi/errno.ts';
 import { attachLibrary, shim } from '../../../ffi/library.ts';
 import { errorName, UserError } from '../../errors.ts';
@@ -12,7 +12,7 @@ import { listDevices } from './devices.ts';
 import { type Holders, holdersOf } from './holders.ts';
 import { deviceFlags, modeOf, refuseMissingFeatures } from './modes.ts';
 import type { UblkDevice, UblkOptions } from './options.ts';
-import { charPath, type DeviceInfo, type DeviceParams, hasFeature } from './protocol.ts';
+import { blockPath, charPath, type DeviceInfo, type DeviceParams, hasFeature } from './protocol.ts';
 
 declare const self: Worker;
 
@@ -24,7 +24,7 @@ const PATIENCE_MS = 90_000;
  */
 const IO_TIMEOUT_MS = 2000;
 const TELL_MS = 3000;
-/** A rule of udev's may have to give us what we have made. */
+/** A user's device has to be given to him, by what a rule of udev's starts. */
 const OPEN_PATIENCE_MS = 10_000;
 const RETRY_MS = 20;
 
@@ -90,7 +90,8 @@ const calls = {
     } catch (error) {
       // The driver waits for whoever has it open.
       if (charFd >= 0) closeSync(charFd);
-      if (!found) deleteNew(info.id);
+      // Whether it is given to us has been waited for already.
+      if (!found) deleteNew(info.id, 0);
       throw error;
     }
   },
@@ -106,7 +107,7 @@ const calls = {
     return holdersOf(id);
   },
 
-  /** Shows the block device; every queue has fetched its tags. */
+  /** Shows the block device, and waits until this user may use it; every queue has fetched its tags. */
   start(device: UblkDevice, params: DeviceParams): void {
     const { id } = device.info;
     if (device.recovered) {
@@ -116,6 +117,7 @@ const calls = {
       control.start(id);
     }
     if (!seesDeath(device)) shortenTimeout(id);
+    if (hasFeature(device.info.flags, 'UNPRIVILEGED_DEV')) awaitBlockNode(id);
   },
 
   /** Ends the block device when its requests are done. */
@@ -262,9 +264,9 @@ function allowed(options: UblkOptions, make: () => DeviceInfo): DeviceInfo {
   }
 }
 
-/** Deletes a device that was just made; a rule of udev's may have to give it to us first. */
-function deleteNew(id: number): void {
-  retry(OPEN_PATIENCE_MS, () => {
+/** Deletes a device that was just made, which can't be done before it has been given to us. */
+function deleteNew(id: number, patienceMs = OPEN_PATIENCE_MS): void {
+  retry(patienceMs, () => {
     try {
       control.delete(id);
       return true;
@@ -293,7 +295,7 @@ function takeOver(id: number): void {
   );
 }
 
-/** Others may have it for a moment, and a rule may have to give it to us first. */
+/** Others may have it for a moment, and it may have to be given to us first. */
 function openDevice(id: number): number {
   const path = charPath(id);
   let fd = -1;
@@ -312,10 +314,30 @@ function openDevice(id: number): number {
   const why: Record<string, string> = {
     EBUSY: 'another process still holds it',
     ENOENT: "it isn't in /dev, where devtmpfs or udev should have made it",
-    EACCES: "it isn't this user's, as the udev rule of ubiblk would have made it",
+    EACCES: `${notGiven}; root can remove the device with 'ubiblk ublk del ${id}'`,
   };
   throw new UserError(`'${path}' can't be opened (${code}): ${why[code]}`);
 }
+
+/** @throws UserError where it isn't given to this user in time */
+function awaitBlockNode(id: number): void {
+  const path = blockPath(id);
+  let code = '';
+  const given = retry(OPEN_PATIENCE_MS, () => {
+    try {
+      accessSync(path, constants.R_OK | constants.W_OK);
+      return true;
+    } catch (error) {
+      code = errorName(error);
+      return false;
+    }
+  });
+  if (!given) throw new UserError(`'${path}' can't be opened (${code}): ${notGiven}`);
+}
+
+const notGiven =
+  `nobody has given it to this user in ${OPEN_PATIENCE_MS / 1000} s, as 60-ubiblk.rules and ` +
+  'ubiblk-owner@.service do where they are installed (docs/serve-ublk.md)';
 
 function retry(patienceMs: number, attempt: () => boolean): boolean {
   const deadline = Date.now() + patienceMs;
