@@ -72,6 +72,12 @@ const rows: Row[] = [
     ),
   },
   {
+    title: 'a link below a file',
+    args: ['-f', 'vm.yaml', '--device-symlink', 'vm.yaml/link'],
+    status: 1,
+    says: error("'vm.yaml/link' can't be a link: ENOTDIR; choose another path"),
+  },
+  {
     title: 'requests that are no whole pages',
     yaml: ['seg_size_max: 65024'],
     status: 1,

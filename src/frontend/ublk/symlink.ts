@@ -1,17 +1,33 @@
 /** The link that gives a device a name of the user's choice (`--device-symlink`). */
-import { lstatSync, mkdirSync, readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs';
+import {
+  lstatSync,
+  mkdirSync,
+  readlinkSync,
+  renameSync,
+  type Stats,
+  symlinkSync,
+  unlinkSync,
+} from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { errorName, UserError } from '../../errors.ts';
 
 /**
  * Refuses what could only fail when the device is there.
- * @throws UserError where the path is a directory, or a file that is no link
+ * @throws UserError where the path is a directory, or a file that is no link, or can't be looked at
  */
 export function checkLinkPlace(path: string): void {
-  const there = lstatSync(path, { throwIfNoEntry: false });
+  const there = lookAt(path);
   if (there === undefined || there.isSymbolicLink()) return;
   const what = there.isDirectory() ? 'a directory' : 'a file and no symbolic link';
   throw new UserError(`'${path}' is ${what}; remove it or choose another path for the link`);
+}
+
+function lookAt(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    throw new UserError(`'${path}' can't be a link: ${errorName(error)}; choose another path`);
+  }
 }
 
 /**
