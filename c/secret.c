@@ -16,11 +16,15 @@
 #include <openssl/crypto.h>
 
 /*
- * Ciphers of 64 queues take some 300 KiB, a TLS session some 20; what isn't used takes no memory.
- * It fits into the usual limit of locked memory, 8 MiB.
+ * Ciphers of 64 queues take some 300 KiB, a TLS session some 6; what isn't used takes no memory.
+ * Locked is what is used, in steps: all of it doesn't fit into the usual limit of 8 MiB.
  */
-#define ARENA_SIZE (4 * 1024 * 1024)
+#define ARENA_SIZE (64 * 1024 * 1024)
+#define LOCK_STEP  (4 * 1024 * 1024)
 #define ALIGN      64
+
+/* What OpenSSL needs of this size or more is for records and messages, never for keys. */
+#define MESSAGE_SIZE 16384
 
 /* Before each block; as large as ALIGN, so that blocks are aligned. */
 struct block {
@@ -33,6 +37,8 @@ static struct {
     pthread_mutex_t mutex;
     uint8_t *start;
     size_t used;
+    /* What of it is locked, or has been tried to. */
+    size_t lock_end;
     int locked;
     struct block *free;
 } arena = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -56,7 +62,7 @@ static int arena_map(void)
     /* A kernel that can't leave them out still serves. */
     (void)madvise(at, ARENA_SIZE, MADV_DONTDUMP);
     (void)madvise(at, ARENA_SIZE, MADV_DONTFORK);
-    arena.locked = mlock2(at, ARENA_SIZE, MLOCK_ONFAULT) == 0;
+    arena.locked = 1;
     /* Nor are they for debuggers and core dumps of the whole process. */
     (void)prctl(PR_SET_DUMPABLE, 0);
     __atomic_store_n(&arena.start, (uint8_t *)at, __ATOMIC_RELEASE);
@@ -75,11 +81,21 @@ static struct block *take_freed(size_t size)
     return NULL;
 }
 
+static void lock_up_to(size_t end)
+{
+    while (arena.lock_end < end) {
+        if (mlock2(arena.start + arena.lock_end, LOCK_STEP, MLOCK_ONFAULT) != 0)
+            arena.locked = 0;
+        arena.lock_end += LOCK_STEP;
+    }
+}
+
 static struct block *cut(size_t size)
 {
     size_t whole = sizeof(struct block) + size;
     if (whole > ARENA_SIZE - arena.used)
         return NULL;
+    lock_up_to(arena.used + whole);
     struct block *block = (struct block *)(void *)(arena.start + arena.used);
     arena.used += whole;
     block->size = size;
@@ -117,7 +133,7 @@ void secret_free(void *secret)
 static void *openssl_malloc(size_t size, const char *file, int line)
 {
     (void)file, (void)line;
-    return secret_section ? secret_alloc(size) : malloc(size);
+    return secret_section && size < MESSAGE_SIZE ? secret_alloc(size) : malloc(size);
 }
 
 static void openssl_free(void *pointer, const char *file, int line)

@@ -17,7 +17,7 @@
 #include "test.h"
 #include "xts.h"
 
-enum { MIB = 1024 * 1024, ARENA = 4 * MIB, NOBODY = 65534 };
+enum { MIB = 1024 * 1024, ARENA = 64 * MIB, LOCK_STEP = 4 * MIB, NOBODY = 65534 };
 
 static uint64_t address(const void *pointer)
 {
@@ -233,13 +233,19 @@ static void the_arena_is_locked_and_in_no_dump_and_no_child(void)
     secret_free(secret);
 }
 
-static void use_an_arena_that_cannot_be_locked(void)
+/* Lets this process lock so many bytes. */
+static void limit_locked_memory(size_t most)
 {
-    struct rlimit none = {0, 0};
+    struct rlimit limit = {most, most};
 
-    CHECK_EQUAL(setrlimit(RLIMIT_MEMLOCK, &none), 0);
+    CHECK_EQUAL(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
     if (geteuid() == 0)
         CHECK_EQUAL(setresuid(NOBODY, NOBODY, NOBODY), 0);
+}
+
+static void use_an_arena_that_cannot_be_locked(void)
+{
+    limit_locked_memory(0);
     CHECK_EQUAL(ubiblk_secret_locked(), 1);
     uint8_t *secret = secret_alloc(64);
     CHECK(secret != NULL);
@@ -252,6 +258,24 @@ static void use_an_arena_that_cannot_be_locked(void)
 static void secrets_work_where_memory_cannot_be_locked(void)
 {
     in_child(use_an_arena_that_cannot_be_locked);
+}
+
+static void use_more_than_can_be_locked(void)
+{
+    limit_locked_memory(LOCK_STEP);
+    void *first = secret_alloc(64);
+    CHECK(has_flag(first, " lo"));
+    CHECK_EQUAL(ubiblk_secret_locked(), 1);
+    CHECK(secret_alloc(LOCK_STEP) != NULL);
+    CHECK_EQUAL(ubiblk_secret_locked(), 0);
+    CHECK(has_flag(first, " lo"));
+    CHECK(secret_alloc(64) != NULL);
+}
+
+/* Few secrets are locked also where the limit is far below the size of the arena. */
+static void what_is_used_is_locked(void)
+{
+    in_child(use_more_than_can_be_locked);
 }
 
 /* What is looked for in memory, masked so that it is not found here. */
@@ -419,6 +443,7 @@ int main(void)
     RUN(an_arena_that_is_used_up_is_an_error);
     RUN(a_cipher_that_does_not_fit_is_an_error);
     RUN(secrets_work_where_memory_cannot_be_locked);
+    RUN(what_is_used_is_locked);
 
     RUN(blocks_are_zeroed_aligned_and_apart);
     RUN(freed_blocks_are_wiped_and_used_again);

@@ -225,6 +225,22 @@ static void refuses_identities_and_secrets_of_wrong_lengths(void)
     CHECK_EQUAL(ubiblk_tls_open(0, "me", address(secret), 513, &handle), -EINVAL);
 }
 
+/* As many as a server has clients, and more. */
+static void has_room_for_thousands_of_sessions(void)
+{
+    enum { COUNT = 2000 };
+    static uint64_t handles[2 * COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        connect_both();
+        handles[2 * i] = client.handle;
+        handles[2 * i + 1] = server.handle;
+        if (client.state != 1 || server.state != 1)
+            break;
+    }
+    for (int i = 0; i < 2 * COUNT && handles[i]; i++)
+        ubiblk_tls_close(handles[i]);
+}
+
 int main(void)
 {
     RUN(shakes_hands_byte_by_byte);
@@ -236,6 +252,7 @@ int main(void)
     RUN(refuses_a_record_that_was_changed);
     RUN(tells_of_the_end);
     RUN(takes_no_garbage_at_any_moment);
+    RUN(has_room_for_thousands_of_sessions);
     RUN(refuses_identities_and_secrets_of_wrong_lengths);
     return test_summary();
 }
