@@ -188,6 +188,7 @@ export class Channel {
     } finally {
       if (tls.toSend.length > 0) this.queue(tls.toSend);
     }
+    if (this.error) return NOTHING;
     if (!was && tls.established) {
       this.unwatch();
       this.opened.resolve();
@@ -226,12 +227,15 @@ export class Channel {
 
   private queue(bytes: Uint8Array): void {
     const count = this.unsent.length === 0 ? this.write(bytes) : 0;
+    if (this.error) return;
     // The session's buffer is used again: what is left is copied.
     if (count < bytes.length) this.unsent = joined(this.unsent, bytes.subarray(count));
   }
 
+  /** A write may find that the peer is gone, and then the channel has failed and its session is closed. */
   private write(bytes: Uint8Array): number {
     const count = this.socket.write(bytes);
+    if (count < 0) this.closed();
     return Math.max(count, 0);
   }
 

@@ -18,6 +18,7 @@ import {
   readLength,
   STATUS_INVALID_COMMAND,
   STATUS_OK,
+  saysNoStripe,
   statusName,
   writeReadStripe,
 } from './protocol.ts';
@@ -26,7 +27,7 @@ export interface ConnectionOptions {
   /** `host:port`, an IPv6 address in brackets. */
   address: string;
   psk?: Psk;
-  /** Milliseconds for everything until the first stripe can be asked for. */
+  /** Milliseconds until hands are shaken and the server has greeted. */
   connectMs: number;
   /** Milliseconds without progress that end an operation. */
   operationMs: number;
@@ -44,37 +45,41 @@ export class StripeRefused extends Error {
 }
 
 const SCRATCH_BYTES = 65536;
+/** Each so many bytes of metadata may take as long as an operation may be without progress. */
+const METADATA_PIECE = 65536;
+
+const never = new AbortController().signal;
 
 export class StripeConnection {
-  private readonly scratch: ReturnType<typeof nativeMemory>;
-
   private constructor(
     private readonly channel: Channel,
     private readonly address: string,
     /** What the server has. */
-    readonly stripes: RemoteStripes,
-    scratch: ReturnType<typeof nativeMemory>,
-  ) {
-    this.scratch = scratch;
-  }
+    public stripes: RemoteStripes,
+    private readonly scratch: ReturnType<typeof nativeMemory>,
+  ) {}
 
   /**
    * Connects, shakes hands, and asks for the server's metadata.
+   * @param stop gives it up
    * @throws Error where any of it fails; UserError where trying again can't help
    */
-  static async open(options: ConnectionOptions): Promise<StripeConnection> {
-    const { address, connectMs } = options;
-    const deadline = new Deadline(
-      connectMs,
-      `${address} has not answered in ${connectMs / 1000} s`,
-    );
+  static async open(options: ConnectionOptions, stop = never): Promise<StripeConnection> {
+    const { address, connectMs, operationMs, psk } = options;
     const scratch = nativeMemory(SCRATCH_BYTES);
     let channel: Channel | null = null;
+    const silent = (ms: number) => `${address} has not answered in ${ms / 1000} s`;
+    let deadline = new Deadline(connectMs, silent(connectMs), stop);
     try {
-      channel = await deadline.before(connect(options), (late) => late.close());
+      channel = await deadline.before(connect(options, deadline.over));
+      if (!psk) deadline.message += '; if it wants TLS, give psk_identity and psk_secret';
       await deadline.before(channel.open());
       await deadline.before(greet(channel, scratch, address));
-      const stripes = await deadline.before(askMetadata(channel, scratch, address));
+      const length = await deadline.before(askMetadata(channel, scratch, address));
+      deadline.clear();
+      const ms = operationMs * Math.ceil(length / METADATA_PIECE);
+      deadline = new Deadline(ms, silent(ms), stop);
+      const stripes = await deadline.before(receiveMetadata(channel, length, address));
       return new StripeConnection(channel, address, stripes, scratch);
     } catch (error) {
       channel?.close();
@@ -87,33 +92,44 @@ export class StripeConnection {
 
   /** Why the connection is of no use any more. */
   get failure(): Error | null {
-    return this.channel.failure;
+    const { channel, address } = this;
+    if (!channel.failure && channel.hasInput) {
+      channel.close(`${address} has ended the connection, or sent what nobody asked for`);
+    }
+    return channel.failure;
   }
 
   /**
-   * Fetches a stripe.
+   * Fetches a stripe. Until it has been received, what is in the buffer is nothing.
    * @param length of its beginning that is wanted, in `buffer`
    * @throws ChannelError where the connection is of no use any more; StripeRefused
    */
   async readStripe(stripe: number, buffer: Memory, length: number): Promise<void> {
-    const { channel, scratch, address } = this;
+    const { channel, scratch, address, failure } = this;
+    if (failure) throw failure;
     writeReadStripe(scratch.bytes, stripe);
     await channel.send(scratch, 0, READ_STRIPE_BYTES);
     await channel.receive(scratch, 0, 1);
     const status = scratch.bytes[0];
-    if (status !== STATUS_OK) throw new StripeRefused(status, stripe, address);
+    if (saysNoStripe(status)) throw new StripeRefused(status, stripe, address);
+    if (status !== STATUS_OK) throw this.broken(`answers ${statusName(status)} to a question`);
     await channel.receive(scratch, 0, LENGTH_BYTES);
     const whole = readLength(scratch.bytes);
-    if (whole !== this.stripes.stripeBytes) {
-      channel.close();
-      throw new ChannelError(
-        `${address} has sent a stripe of ${whole} bytes instead of ${this.stripes.stripeBytes}`,
-      );
+    const { stripeBytes } = this.stripes;
+    if (whole !== stripeBytes) {
+      throw this.broken(`has sent a stripe of ${whole} bytes instead of ${stripeBytes}`);
     }
     await channel.receive(buffer, 0, length);
     for (let left = whole - length; left > 0; left -= SCRATCH_BYTES) {
       await channel.receive(scratch, 0, Math.min(left, SCRATCH_BYTES));
     }
+  }
+
+  /** The server doesn't keep to the protocol: nothing that it sends on this connection is believed. */
+  private broken(what: string): ChannelError {
+    const error = new ChannelError(`${this.address} ${what}`);
+    this.channel.close(error.message);
+    return error;
   }
 
   close(): void {
@@ -129,18 +145,40 @@ export function splitAddress(address: string): { host: string; port: number } {
   return { host, port: Number(address.slice(colon + 1)) };
 }
 
-async function connect({ address, psk, operationMs }: ConnectionOptions): Promise<Channel> {
+/** @param over when nobody waits for it any more */
+async function connect(options: ConnectionOptions, over: AbortSignal): Promise<Channel> {
+  const { address } = options;
   const { host, port } = splitAddress(address);
   // Names are looked up each time: a server may have moved.
-  const found = await lookup(host).catch((error) => {
+  const found = await lookup(host, { all: true }).catch((error) => {
     throw new Error(`'${host}' can't be resolved: ${errorName(error)}`);
   });
+  let last: unknown;
+  for (const { address: hostname } of found) {
+    if (over.aborted) break;
+    try {
+      return await connectTo(hostname, port, options, over);
+    } catch (error) {
+      last = error;
+    }
+  }
+  throw new Error(`${address} can't be connected to: ${errorName(last)}`);
+}
+
+async function connectTo(
+  hostname: string,
+  port: number,
+  { psk, operationMs }: ConnectionOptions,
+  over: AbortSignal,
+): Promise<Channel> {
   const opened = Promise.withResolvers<Channel>();
   const socket = Bun.connect<Channel>({
-    hostname: found.address,
+    hostname,
     port,
     socket: {
       open(socket: Socket<Channel>) {
+        // The secret may be wiped by now.
+        if (over.aborted) return void socket.end();
         socket.setNoDelay(true);
         socket.setKeepAlive(true, 30_000);
         const options = { role: 'client' as const, idleMs: operationMs, ...(psk && { psk }) };
@@ -151,9 +189,7 @@ async function connect({ address, psk, operationMs }: ConnectionOptions): Promis
     },
   });
   // The failure to connect is told by both.
-  socket.catch((error) => {
-    opened.reject(new Error(`${address} can't be connected to: ${errorName(error)}`));
-  });
+  socket.catch(opened.reject);
   return await opened.promise;
 }
 
@@ -180,11 +216,8 @@ async function greet(channel: Channel, scratch: Memory, address: string): Promis
   throw notOurs(address, `speaks version ${version} of the protocol, not ${PROTOCOL_VERSION}`);
 }
 
-async function askMetadata(
-  channel: Channel,
-  scratch: Memory,
-  address: string,
-): Promise<RemoteStripes> {
+/** @returns how many bytes of it there are, which follow */
+async function askMetadata(channel: Channel, scratch: Memory, address: string): Promise<number> {
   scratch.bytes[0] = OP_METADATA;
   await channel.send(scratch, 0, 1);
   await channel.receive(scratch, 0, 1);
@@ -197,6 +230,14 @@ async function askMetadata(
   if (length < MIN_METADATA_BYTES || length > MAX_METADATA_BYTES) {
     throw notOurs(address, `has ${length} bytes of metadata, which can't be`);
   }
+  return length;
+}
+
+async function receiveMetadata(
+  channel: Channel,
+  length: number,
+  address: string,
+): Promise<RemoteStripes> {
   const blob = nativeMemory(length);
   try {
     await channel.receive(blob, 0, length);
@@ -210,32 +251,40 @@ function notOurs(address: string, what: string): UserError {
   return new UserError(`${address} ${what}; is it a stripe server?`);
 }
 
-/** A time by which several steps together must be done. */
+/** A time by which several steps together must be done, unless they are given up before. */
 class Deadline {
+  private readonly ended = new AbortController();
   private readonly passed = Promise.withResolvers<never>();
   private readonly timer: ReturnType<typeof setTimeout>;
+  private readonly giveUp = () => this.end('the connection was given up');
 
-  constructor(ms: number, message: string) {
+  constructor(
+    ms: number,
+    public message: string,
+    private readonly stop: AbortSignal,
+  ) {
     this.passed.promise.catch(() => {});
-    this.timer = setTimeout(() => this.passed.reject(new Error(message)), ms);
+    this.timer = setTimeout(() => this.end(this.message), ms);
+    stop.addEventListener('abort', this.giveUp);
+    if (stop.aborted) this.giveUp();
   }
 
-  /** @param late gets a result that comes too late */
-  async before<Result>(step: Promise<Result>, late?: (result: Result) => void): Promise<Result> {
-    let over = false;
-    step.then(
-      (result) => over && late?.(result),
-      () => {},
-    );
-    try {
-      return await Promise.race([step, this.passed.promise]);
-    } catch (error) {
-      over = true;
-      throw error;
-    }
+  /** Is aborted when nobody waits for the steps any more. */
+  get over(): AbortSignal {
+    return this.ended.signal;
+  }
+
+  async before<Result>(step: Promise<Result>): Promise<Result> {
+    return await Promise.race([step, this.passed.promise]);
   }
 
   clear(): void {
     clearTimeout(this.timer);
+    this.stop.removeEventListener('abort', this.giveUp);
+  }
+
+  private end(message: string): void {
+    this.ended.abort();
+    this.passed.reject(new Error(message));
   }
 }

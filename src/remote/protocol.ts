@@ -41,6 +41,16 @@ export function statusName(status: number): string {
   return STATUS_NAMES.get(status) ?? `status 0x${status.toString(16).padStart(2, '0')}`;
 }
 
+/** Whether a status says that a stripe can't be had, and the connection is as good as before. */
+export function saysNoStripe(status: number): boolean {
+  return (
+    status === STATUS_INVALID_STRIPE ||
+    status === STATUS_NO_DATA ||
+    status === STATUS_NOT_FETCHED ||
+    status === STATUS_SERVER_ERROR
+  );
+}
+
 /** Writes a READ_STRIPE request to the start of `bytes`. */
 export function writeReadStripe(bytes: Uint8Array, stripe: number): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, READ_STRIPE_BYTES);

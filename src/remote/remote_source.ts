@@ -13,9 +13,10 @@ export interface RemoteOptions extends ConnectionOptions {
   connections: number;
   /** Of the disk that is filled. */
   stripeBytes: number;
+  /** Milliseconds before each attempt to connect again; the last one stays. */
+  reconnectMs?: readonly number[];
 }
 
-/** Milliseconds before each attempt to connect again; the last one stays. */
 const RECONNECT_MS = [0, 500, 1000, 2000, 4000, 8000, 16_000, 30_000];
 /** Connections that a read tries before it is given back to whoever asks again later. */
 const ATTEMPTS = 4;
@@ -31,6 +32,8 @@ interface Identity {
 class Lane {
   connection: StripeConnection | null = null;
   busy = false;
+  /** Attempts to connect since a stripe came this way: a server that only accepts is left alone, too. */
+  attempts = 0;
 }
 
 interface Waiter {
@@ -42,11 +45,13 @@ export class RemoteSource implements StripeSource {
   readonly description: string;
   readonly sizeBytes: number;
   readonly leastDiskBytes: number;
-  /** Called when a server that was away can be asked again. */
-  onReturn: () => void = () => {};
+  readonly parallel: number;
+  private returnListener: () => void = () => {};
   private readonly lanes: Lane[] = [];
   private readonly waiters: Waiter[] = [];
-  private closed = false;
+  /** They end the rests before attempts to connect. */
+  private readonly alarms = new Set<() => void>();
+  private readonly stop = new AbortController();
   /** Why there is no connection at all, null where there is one, or where the first ones are made. */
   private away: Error | null = null;
   private readonly identity: Identity;
@@ -57,9 +62,8 @@ export class RemoteSource implements StripeSource {
     private readonly psk: Psk | undefined,
     private readonly log: Log,
   ) {
-    const { address } = options;
-    const who = psk ? `, psk_identity: ${psk.identity}` : '';
-    this.description = `remote (address: ${address}${who})`;
+    this.description = describeRemote(options.address, psk?.identity);
+    this.parallel = options.connections;
     this.identity = identityOf(first);
     const last = lastWithData(first);
     this.sizeBytes = (last + 1) * first.stripeBytes;
@@ -108,6 +112,7 @@ export class RemoteSource implements StripeSource {
       const connection = lane.connection as StripeConnection;
       try {
         await connection.readStripe(stripe, buffer, buffer.bytes.length);
+        lane.attempts = 0;
         this.giveBack(lane);
         return true;
       } catch (error) {
@@ -121,19 +126,33 @@ export class RemoteSource implements StripeSource {
     }
   }
 
+  whenBack(listener: () => void): void {
+    this.returnListener = listener;
+  }
+
   async close(): Promise<void> {
-    this.closed = true;
+    this.stop.abort();
     for (const lane of this.lanes) lane.connection?.close();
     for (const waiter of this.waiters.splice(0)) waiter.refuse(new Error('the source was closed'));
+    this.wakeAll();
     this.psk?.secret.wipe();
+  }
+
+  private get closed(): boolean {
+    return this.stop.signal.aborted;
   }
 
   /** A free connection; waits for one where all are busy. @throws Error where none can be made now */
   private async take(signal: AbortSignal): Promise<Lane> {
-    const free = this.lanes.find((lane) => lane.connection && !lane.busy);
-    if (free) {
-      free.busy = true;
-      return free;
+    for (const lane of this.lanes) {
+      if (!lane.connection || lane.busy) continue;
+      const { failure } = lane.connection;
+      if (failure) {
+        this.lose(lane, failure);
+      } else {
+        lane.busy = true;
+        return lane;
+      }
     }
     if (this.lanes.length < this.options.connections) this.addLane();
     if (this.away) throw this.away;
@@ -168,37 +187,64 @@ export class RemoteSource implements StripeSource {
     lane.connection?.close();
     lane.connection = null;
     lane.busy = false;
-    this.failed(error);
-    void this.reconnect(lane);
+    void this.connect(lane, error);
   }
 
   private addLane(): void {
     const lane = new Lane();
     this.lanes.push(lane);
-    void this.reconnect(lane);
+    void this.connect(lane, null);
   }
 
-  /** Tries until there is a connection again to the same server as before. */
-  private async reconnect(lane: Lane): Promise<void> {
-    for (let attempt = 0; !this.closed; attempt++) {
-      await Bun.sleep(RECONNECT_MS[Math.min(attempt, RECONNECT_MS.length - 1)]);
-      if (this.closed) return;
+  /**
+   * Tries until there is a connection to the same server as before.
+   * @param reason why the last one was lost
+   */
+  private async connect(lane: Lane, reason: Error | null): Promise<void> {
+    const { reconnectMs = RECONNECT_MS } = this.options;
+    while (!this.closed) {
+      const restMs = reconnectMs[Math.min(lane.attempts++, reconnectMs.length - 1)];
+      if (restMs > 0) {
+        if (reason) this.failed(reason);
+        await this.rest(restMs);
+      }
       try {
-        const connection = await StripeConnection.open(this.options);
+        const connection = await StripeConnection.open(this.options, this.stop.signal);
         if (this.closed) return connection.close();
         this.refuseOther(connection);
         this.returned(lane, connection);
         return;
       } catch (error) {
-        this.failed(error as Error);
+        reason = error as Error;
       }
     }
+  }
+
+  /** Until so many milliseconds have passed, or another connection shows that the server is back. */
+  private rest(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const alarm = () => {
+        clearTimeout(timer);
+        this.alarms.delete(alarm);
+        resolve();
+      };
+      const timer = setTimeout(alarm, ms);
+      this.alarms.add(alarm);
+    });
+  }
+
+  private wakeAll(): void {
+    for (const alarm of this.alarms) alarm();
   }
 
   private refuseOther(connection: StripeConnection): void {
     const now = identityOf(connection.stripes);
     const same = now.stripes === this.identity.stripes && now.data === this.identity.data;
-    if (same && connection.stripes.stripeBytes === this.first.stripeBytes) return;
+    if (same && connection.stripes.stripeBytes === this.first.stripeBytes) {
+      // One copy of what may be megabytes does for all connections.
+      connection.stripes = this.first;
+      return;
+    }
     connection.close();
     throw new UserError(
       `${this.options.address} now serves another disk than the one that this one was begun from`,
@@ -211,16 +257,25 @@ export class RemoteSource implements StripeSource {
     this.away = null;
     if (wasAway) this.log.info(`${this.options.address} is back`);
     this.giveBack(lane);
-    if (wasAway) this.onReturn();
+    if (!wasAway) return;
+    this.wakeAll();
+    this.returnListener();
   }
 
   /** Where no connection is left, nobody waits for one. */
   private failed(error: Error): void {
-    if (this.lanes.some((lane) => lane.connection)) return;
-    if (!this.away) this.log.warn(`${this.options.address} is away: ${error.message}`);
+    if (this.closed || this.lanes.some((lane) => lane.connection)) return;
+    if (!this.away || (error instanceof UserError && !(this.away instanceof UserError))) {
+      this.log.warn(`${this.options.address} is away: ${error.message}`);
+    }
     this.away = error;
     for (const waiter of this.waiters.splice(0)) waiter.refuse(error);
   }
+}
+
+/** A stripe server in words. */
+export function describeRemote(address: string, pskIdentity = 'None'): string {
+  return `remote (address: ${address}, psk_identity: ${pskIdentity})`;
 }
 
 function identityOf({ headers }: RemoteStripes): Identity {

@@ -94,6 +94,11 @@ const MOST_UNRECORDED = 256;
 /** Buffers that stripes nobody waits for leave to those that somebody does. */
 const RESERVED = (buffers: number) => (buffers > 2 ? Math.ceil(buffers / 4) : buffers > 1 ? 1 : 0);
 
+/** How many buffers there must be for so many stripes at once that nobody waits for. */
+export function buffersFor(unawaited: number): number {
+  return Math.ceil((unawaited * 4) / 3);
+}
+
 export class Fetcher {
   /** Stripes that somebody waits for and that are not begun, in order; likewise the wished ones. */
   private readonly awaited = new Set<number>();
@@ -128,6 +133,7 @@ export class Fetcher {
   ) {
     this.free = [...buffers];
     this.buffers = buffers.length;
+    source.whenBack?.(() => this.sourceIsBack());
   }
 
   /** Stripes that wait for their turn or their next try. */
@@ -212,6 +218,13 @@ export class Fetcher {
   doubtRunning(error: Error): void {
     for (const stripe of this.running.keys()) this.doubtful.set(stripe, error);
     this.noteFailure();
+  }
+
+  /** All that has failed is tried at once. */
+  private sourceIsBack(): void {
+    for (const [stripe, retry] of this.retries) if (retry.resting) this.tryNow(stripe, true);
+    if (this.outage) this.outage.restUntilMs = this.clock.now();
+    this.pump();
   }
 
   set autofetch(on: boolean) {

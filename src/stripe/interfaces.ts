@@ -11,6 +11,8 @@ export interface StripeSource {
   readonly sizeBytes: number;
   /** Bytes that a disk of the same content has at least, where it isn't known exactly; else `sizeBytes`. */
   readonly leastDiskBytes?: number;
+  /** Stripes that it is best asked for at once, where it says so. */
+  readonly parallel?: number;
   /** Whether it holds anything for a stripe. */
   has(stripe: number): boolean;
   /**
@@ -26,6 +28,8 @@ export interface StripeSource {
    * @returns false where it can't, and then nothing has been done
    */
   copy?(stripe: number, offset: number, length: number): Promise<boolean>;
+  /** Has a listener told when the source was away and can be asked again, where it finds out by itself. */
+  whenBack?(listener: () => void): void;
   /** Gives up connections and files; nothing is asked for afterwards. */
   close(): Promise<void>;
 }

@@ -6,6 +6,7 @@ import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { Coordinator, type StripeStatus } from './coordinator.ts';
 import { DiskTarget } from './disk_target.ts';
+import { buffersFor } from './fetcher.ts';
 import type { Clock, StripeBuffer, StripeSource } from './interfaces.ts';
 import type { LazyOptions } from './lazy_layer.ts';
 import { type OpenMetadata, openMetadata } from './metadata_file.ts';
@@ -44,7 +45,8 @@ export interface LazyStart {
 
 /** Memory for stripes under way. */
 const BUFFERS_BYTES = 64 << 20;
-const MAX_BUFFERS = 16;
+/** For a source that doesn't say how many are best. */
+const BUFFERS = 16;
 const MIN_BUFFERS = 2;
 
 const systemClock: Clock = {
@@ -109,7 +111,7 @@ export class LazyDisk {
         target: this.target,
         store: metadata.store,
         clock: systemClock,
-        buffers: source ? stripeBuffers(options.stripeBytes) : [],
+        buffers: source ? stripeBuffers(options.stripeBytes, source.parallel) : [],
         wake: (queue) => this.wake(queue),
         log,
       },
@@ -157,9 +159,10 @@ export class LazyDisk {
   }
 }
 
-function stripeBuffers(stripeBytes: number): StripeBuffer[] {
+function stripeBuffers(stripeBytes: number, parallel?: number): StripeBuffer[] {
   const fitting = Math.floor(BUFFERS_BYTES / stripeBytes);
-  const count = Math.max(MIN_BUFFERS, Math.min(MAX_BUFFERS, fitting));
+  const wanted = parallel === undefined ? BUFFERS : buffersFor(parallel);
+  const count = Math.max(MIN_BUFFERS, Math.min(wanted, fitting));
   const memory = new NativeBuffer(count * stripeBytes);
   return Array.from({ length: count }, (_, i) => ({
     address: memory.address + i * stripeBytes,

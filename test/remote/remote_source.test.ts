@@ -3,7 +3,11 @@ import { expect, test } from 'bun:test';
 import { nativeMemory } from '../../src/remote/channel.ts';
 import { StripeConnection } from '../../src/remote/connection.ts';
 import { RemoteSource } from '../../src/remote/remote_source.ts';
-import { contents, MemoryDisk, psk, quiet, STRIPE, serve } from './support.ts';
+import { Fetcher } from '../../src/stripe/fetcher.ts';
+import { encodeStripeMap, MetadataLayout } from '../../src/stripe/metadata_layout.ts';
+import { FakeClock } from '../stripe/fake_clock.ts';
+import { joined } from './lying_server.ts';
+import { contents, MemoryDisk, psk, quiet, SHIFT, STRIPE, serve, u64 } from './support.ts';
 
 const never = new AbortController().signal;
 
@@ -34,7 +38,7 @@ for (const key of [undefined, 'secret']) {
     const { server, address, disk } = await serve({ ...(key && { psk: psk() }) });
     const source = await RemoteSource.open(options(address, mine), quiet);
     expect(source.description).toBe(
-      key ? `remote (address: ${address}, psk_identity: me)` : `remote (address: ${address})`,
+      `remote (address: ${address}, psk_identity: ${key ? 'me' : 'None'})`,
     );
     expect(source.sizeBytes).toBe(5 * STRIPE);
     expect(source.leastDiskBytes).toBe(4 * STRIPE + 512);
@@ -86,13 +90,21 @@ test('a server of other stripes is refused', async () => {
 });
 
 /** Something that listens and answers each connection as it is told to. */
-function listen(answer: (bytes: Uint8Array, write: (bytes: Uint8Array) => void) => void) {
+function listen(
+  answer: (bytes: Uint8Array, write: (bytes: Uint8Array) => void, end: () => void) => void,
+  opened: () => void = () => {},
+) {
   const listener = Bun.listen({
     hostname: '127.0.0.1',
     port: 0,
     socket: {
+      open: () => opened(),
       data(socket, bytes) {
-        answer(bytes, (reply) => socket.write(reply));
+        answer(
+          bytes,
+          (reply) => socket.write(reply),
+          () => socket.end(),
+        );
       },
     },
   });
@@ -138,12 +150,84 @@ test('goes on with other connections when one breaks, and waits for nothing when
   await expect(fetch(source, 0)).rejects.toThrow();
   // The same disk at the same place: whoever asks later gets it.
   const returned = Promise.withResolvers<void>();
-  source.onReturn = returned.resolve;
+  source.whenBack(returned.resolve);
   const again = await serve({ address: first.address, disk: first.disk });
   await returned.promise;
   expect(await fetch(source, 1)).toEqual(first.disk.bytes.slice(STRIPE, 2 * STRIPE));
   await source.close();
   await again.server.drain(1000);
+});
+
+test('a stripe that rests is had when the server is back, however long it was to rest', async () => {
+  const first = await serve();
+  const source = await RemoteSource.open(options(first.address), quiet);
+  await first.server.drain(1000);
+  // Of this clock no time passes: rests would not end.
+  const failed = Promise.withResolvers<void>();
+  const had = Promise.withResolvers<number>();
+  const memory = nativeMemory(STRIPE);
+  const write = async () => {};
+  const stripes = new Fetcher(
+    { stripeBytes: STRIPE, diskBytes: 5 * STRIPE, autofetchBytesPerSecond: 0 },
+    source,
+    { write, zero: write, sync: write },
+    new FakeClock(),
+    [memory],
+    {
+      nextIdle: () => -1,
+      wishBegun: () => {},
+      written: had.resolve,
+      failed: () => failed.resolve(),
+      fate: () => 'awaited',
+    },
+  );
+  stripes.request(3);
+  await failed.promise;
+  const again = await serve({ address: first.address, disk: first.disk });
+  expect(await had.promise).toBe(3);
+  expect(memory.bytes).toEqual(first.disk.bytes.slice(3 * STRIPE, 4 * STRIPE));
+  await source.close();
+  await again.server.drain(1000);
+});
+
+test('all connections are made at once when one of them shows that the server is back', async () => {
+  const first = await serve();
+  // One of the four tries again and again, the others would in an hour.
+  let rests = 0;
+  const get = () => (rests++ > 0 && rests <= 4 ? 3_600_000 : 10);
+  const reconnectMs = Object.defineProperty([0, 0], 1, { get });
+  const source = await RemoteSource.open(options(first.address, { reconnectMs }), quiet);
+  await Promise.all([0, 1, 2, 3].map((stripe) => fetch(source, stripe)));
+  await first.server.drain(1000);
+  await expect(Promise.all([0, 1, 2, 3].map((stripe) => fetch(source, stripe)))).rejects.toThrow();
+  const back = Promise.withResolvers<void>();
+  source.whenBack(back.resolve);
+  const again = await serve({ address: first.address, disk: first.disk });
+  await back.promise;
+  while (again.server.clientCount < 4) await Bun.sleep(1);
+  await source.close();
+  await again.server.drain(1000);
+});
+
+test('a server that takes connections and gives no stripe is asked later and later', async () => {
+  const blob = encodeStripeMap(new MetadataLayout(2, SHIFT, 5), new Uint8Array(5).fill(7));
+  const metadata = joined(Uint8Array.of(0), u64(blob.length), blob);
+  let connections = 0;
+  const { address, stop } = listen(
+    (bytes, write, end) => {
+      if (bytes[0] === 1) end();
+      else write(bytes[0] === 2 ? Uint8Array.of(0, 1, 0, 0, 0) : metadata);
+    },
+    () => connections++,
+  );
+  const more = { connections: 1, reconnectMs: [0, 1, 1, 3_600_000] };
+  const source = await RemoteSource.open(options(address, more), quiet);
+  while (connections < 4) await fetch(source, 0).catch(() => Bun.sleep(1));
+  // It is left alone for an hour.
+  for (let i = 0; i < 10; i++) await expect(fetch(source, 0)).rejects.toThrow();
+  expect(connections).toBe(4);
+  await source.close();
+  stop();
 });
 
 test('refuses a server that has come back with another disk', async () => {

@@ -1,6 +1,6 @@
 /** When stripes are fetched: what is waited for first, what failed again, autofetch at its pace. */
 import { beforeEach, expect, test } from 'bun:test';
-import { Fetcher } from '../../src/stripe/fetcher.ts';
+import { buffersFor, Fetcher } from '../../src/stripe/fetcher.ts';
 import { IdleStripes } from '../../src/stripe/idle_stripes.ts';
 import type { StripeSource, TargetDisk } from '../../src/stripe/interfaces.ts';
 import { FakeClock } from './fake_clock.ts';
@@ -23,6 +23,8 @@ let awaited: Set<number>;
 let unrecorded: boolean;
 /** Where the disk was written to. */
 let written: number[];
+/** Tells that the source is back. */
+let back: () => void;
 /** What the source does instead. */
 let read: ((stripe: number) => Promise<boolean>) | null;
 
@@ -36,6 +38,7 @@ beforeEach(() => {
   awaited = new Set();
   unrecorded = false;
   written = [];
+  back = () => {};
   read = null;
 });
 
@@ -54,6 +57,9 @@ function fetcher({ buffers, rate = 0, total = STRIPES, mostUnrecorded }: Setting
       await clock.sleep(0);
       if (away || bad.has(stripe)) throw new Error('the source is away');
       return true;
+    },
+    whenBack: (listener: () => void) => {
+      back = listener;
     },
   } as unknown as StripeSource;
   const write = async (offset: number) => {
@@ -183,6 +189,63 @@ test('a source that comes back for a moment, or in part, doubles no rest', async
   await clock.pass(1);
   expect(fetched.length).toBe(45);
 });
+
+test('a source that says that it is back is asked at once for all that rests, and by autofetch', async () => {
+  away = true;
+  const stripes = fetcher({ buffers: 4 });
+  for (const stripe of [7, 9]) ask(stripes, stripe);
+  await clock.pass(200_000);
+  stripes.autofetch = true;
+  await clock.pass(200_000);
+  away = false;
+  fetched = [];
+  back();
+  await clock.pass(1);
+  expect(fetched.slice(0, 2)).toEqual([7, 9]);
+  expect(fetched.length).toBeGreaterThan(4);
+  expect([stripes.failingCount, stripes.inOutage]).toEqual([0, false]);
+});
+
+test('autofetch alone goes on at once when the source says that it is back', async () => {
+  away = true;
+  const stripes = fetcher({ buffers: 4 });
+  stripes.autofetch = true;
+  await clock.pass(200_000);
+  away = false;
+  back();
+  await clock.pass(100);
+  expect(fetched.length).toBe(STRIPES);
+});
+
+test('a source that only says that it is back is asked once each time, and rests grow no longer', async () => {
+  away = true;
+  const stripes = fetcher({ buffers: 4 });
+  ask(stripes, 7);
+  await clock.pass(50);
+  asked = [];
+  for (let time = 1; time <= 5; time++) {
+    back();
+    back();
+    await clock.pass(0);
+    expect(asked.length).toBe(time);
+  }
+  await clock.pass(101);
+  expect(asked.length).toBe(6);
+});
+
+test.each([1, 2, 3, 4, 14, 16, 128])(
+  'with buffers for %d, autofetch has so many under way, and who waits has room',
+  async (count) => {
+    read = () => new Promise(() => {});
+    const stripes = fetcher({ buffers: buffersFor(count), total: 1000 });
+    stripes.autofetch = true;
+    await clock.pass(10);
+    expect(stripes.inFlight).toBe(count);
+    ask(stripes, 999);
+    await clock.pass(0);
+    expect(asked.at(-1)).toBe(999);
+  },
+);
 
 test('a stripe that rests is tried at once for a new asker, and its rest begins again', async () => {
   away = true;

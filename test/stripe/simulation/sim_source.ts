@@ -43,6 +43,18 @@ export class SimSource implements StripeSource {
     if (world.scenario.copies) this.copy = (...range) => this.copies(...range);
   }
 
+  /** Some outages end without anybody being told. */
+  whenBack(listener: () => void): void {
+    const { timeline, scenario } = this.world;
+    const told = () => {
+      if (!this.closing) listener();
+    };
+    for (const { toMs } of scenario.outages) {
+      if (toMs > timeline.now() && Math.floor(toMs) % 3 === 1)
+        timeline.after(toMs - timeline.now(), told);
+    }
+  }
+
   has(stripe: number): boolean {
     return this.world.scenario.hasSource[stripe] ?? false;
   }
