@@ -21,6 +21,7 @@ export type Place = 'disk' | 'source' | 'nowhere' | 'not fetched';
 
 export class ServedStripes {
   readonly stripes: number;
+  private readonly blobs = new Map<MetadataVersion, Uint8Array>();
 
   /**
    * @param headers as they are told to clients
@@ -55,7 +56,12 @@ export class ServedStripes {
 
   /** The metadata for a client of a generation. */
   metadata(version: MetadataVersion): Uint8Array {
-    return encodeStripeMap(new MetadataLayout(version, this.shift, this.stripes), this.headers);
+    const known = this.blobs.get(version);
+    if (known) return known;
+    const layout = new MetadataLayout(version, this.shift, this.stripes);
+    const blob = encodeStripeMap(layout, this.headers);
+    this.blobs.set(version, blob);
+    return blob;
   }
 }
 

@@ -26,6 +26,8 @@ export interface SharedMemory {
 
 /** Bytes that are read and sent at a time. */
 export const PIECE_BYTES = 128 * 1024;
+/** How long the source of a served disk may take for a stripe, in milliseconds. */
+const SOURCE_MS = 30_000;
 
 export interface SessionCounts {
   /** Stripes and bytes that were sent to all clients. */
@@ -62,7 +64,7 @@ export class StripeSession {
   async run(mustEnd: () => boolean): Promise<void> {
     const { channel, scratch } = this;
     while (!mustEnd()) {
-      // A disk that needs nothing more of its source is no reason to end.
+      // A client may need nothing for days.
       await channel.receive(scratch, 0, 1, true);
       this.busy = true;
       const op = scratch.bytes[0];
@@ -194,6 +196,3 @@ export class StripeSession {
     this.counts.bytes += this.served.stripeBytes;
   }
 }
-
-/** How long the source of a served disk may take for a stripe, in milliseconds. */
-const SOURCE_MS = 30_000;

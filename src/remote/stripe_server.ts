@@ -16,9 +16,11 @@ export interface StripeServerOptions {
   /** Milliseconds without progress that end a connection within a request. */
   operationMs: number;
   maxClients: number;
+  /** How long a client may take to show that it has the key. */
+  handshakeMs?: number;
 }
 
-/** Connections that have not shown yet that they have the key, and how long they may take. */
+/** Connections that have not shown yet that they have the key. */
 const MAX_HANDSHAKES = 64;
 const HANDSHAKE_MS = 10_000;
 const SCRATCH_BYTES = 16 * 1024;
@@ -120,7 +122,13 @@ export class StripeServer {
     socket.setKeepAlive(true, 30_000);
     const name = socket.remoteAddress;
     const options = { role: 'server' as const, idleMs: operationMs, ...(psk && { psk }) };
-    socket.data = new Channel(socket, options);
+    try {
+      socket.data = new Channel(socket, options);
+    } catch (error) {
+      this.log.error(`a client is refused: ${(error as Error).message}`, { name });
+      socket.terminate();
+      return;
+    }
     const client = new Client(socket.data, name);
     this.clients.add(client);
     void this.serve(client);
@@ -128,32 +136,36 @@ export class StripeServer {
 
   private async serve(client: Client): Promise<void> {
     const { channel, name } = client;
-    const scratch = nativeMemory(SCRATCH_BYTES);
-    const piece = nativeMemory(PIECE_BYTES);
+    const memory: ReturnType<typeof nativeMemory>[] = [];
+    const take = (bytes: number) => {
+      memory.push(nativeMemory(bytes));
+      return memory[memory.length - 1];
+    };
     try {
       await this.shakeHands(channel);
+      const [scratch, piece] = [take(SCRATCH_BYTES), take(PIECE_BYTES)];
       this.log.debug('a client has connected', { name, clients: this.clients.size });
       const { served, wholes, counts, log } = this;
       client.session = new StripeSession(channel, served, scratch, piece, wholes, counts, log);
       await client.session.run(() => this.draining);
     } catch (error) {
-      if (!(error instanceof ChannelError)) throw error;
-      const how = client.session ? 'debug' : 'warn';
-      this.log[how](`the connection of ${name} has ended: ${error.message}`);
+      // Whatever it is, others are served.
+      const how = !(error instanceof ChannelError) ? 'error' : client.session ? 'debug' : 'warn';
+      this.log[how](`the connection of ${name} has ended: ${(error as Error).message}`);
     } finally {
       channel.close();
-      scratch.free();
-      piece.free();
+      for (const each of memory) each.free();
       this.clients.delete(client);
       this.lookIfDrained();
     }
   }
 
   private async shakeHands(channel: Channel): Promise<void> {
+    const { handshakeMs = HANDSHAKE_MS } = this.options;
     this.handshakes++;
     const timer = setTimeout(
-      () => channel.close(`no handshake in ${HANDSHAKE_MS / 1000} s`),
-      HANDSHAKE_MS,
+      () => channel.close(`no handshake in ${handshakeMs / 1000} s`),
+      handshakeMs,
     );
     try {
       await channel.open();
