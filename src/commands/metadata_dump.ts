@@ -6,13 +6,12 @@ import type { Log } from '../log.ts';
 import { type OpenMetadata, openMetadata } from '../stripe/metadata_file.ts';
 import { countStripes } from '../stripe/metadata_layout.ts';
 import { FETCHED, HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
-import type { SourceExtent } from '../stripe/sources/extent.ts';
 import type { Arguments } from './arguments.ts';
 import { type MetadataSettings, readMetadataSettings } from './metadata_settings.ts';
 import { writeOutput } from './output.ts';
 import { stripeMap } from './stripe_map.ts';
 import { jsonRangeTexts, rangeTexts } from './stripe_ranges.ts';
-import { sourceExtent } from './stripe_sources.ts';
+import { type SourceWords, sourceWords } from './stripe_sources.ts';
 
 const STDOUT = 1;
 /** Where it isn't a terminal that is drawn on. */
@@ -22,7 +21,7 @@ const DEFAULT_ROWS = 20;
 /** What is printed, in one form or another. */
 interface Report extends MetadataSettings {
   disk: Disk;
-  source: SourceExtent;
+  source: SourceWords;
   metadata: OpenMetadata;
 }
 
@@ -67,7 +66,7 @@ async function read(settings: MetadataSettings, log: Log): Promise<Report> {
     log,
   );
   await metadata.close();
-  const source = await sourceExtent(config.stripeSource, metadata.layout.stripeBytes, log);
+  const source = await sourceWords(config.stripeSource, metadata.layout.stripeBytes, log);
   return { ...settings, disk, source, metadata };
 }
 

@@ -11,6 +11,7 @@ import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 
 const STDIN = 0;
+const STDOUT = 1;
 
 /** `ubiblk shell`: looks at what a stripe server has (docs/remote-stripes.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
@@ -48,7 +49,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
 
 /** Reads commands until there are no more: with a prompt and a history from a terminal. */
 async function converse(shell: StripeShell): Promise<void> {
-  const terminal = isatty(STDIN);
+  const terminal = isatty(STDIN) && isatty(STDOUT);
   const lines = createInterface({
     input: process.stdin,
     ...(terminal && { output: process.stdout, prompt: '> ' }),
@@ -56,14 +57,22 @@ async function converse(shell: StripeShell): Promise<void> {
   });
   lines.on('SIGINT', () => {
     writeOutput('^C\n');
+    // What was typed is dropped.
+    for (const name of ['e', 'u']) lines.write(null, { ctrl: true, name });
     lines.prompt();
   });
   if (terminal) lines.prompt();
+  let left = false;
   for await (const line of lines) {
     const answer = await shell.run(line);
-    if (answer === null) break;
+    if (answer === null) {
+      left = true;
+      break;
+    }
     if (answer !== '') writeOutput(`${answer}\n`);
     if (terminal) lines.prompt();
   }
+  // Whatever comes next on the terminal begins a line.
+  if (terminal && !left) writeOutput('\n');
   lines.close();
 }

@@ -4,7 +4,7 @@ import type {
 } from '../config/device_config.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { RemoteSource } from '../remote/remote_source.ts';
+import { describeRemote, RemoteSource } from '../remote/remote_source.ts';
 import type { StripeSource } from '../stripe/interfaces.ts';
 import type { OpenSource } from '../stripe/lazy_disk.ts';
 import { rawExtent, type SourceExtent } from '../stripe/sources/extent.ts';
@@ -34,6 +34,23 @@ export async function sourceExtent(
   const opened = await openOther(source, stripeBytes, log);
   await opened.close();
   return opened;
+}
+
+/** A source as it is shown; null where its size is only known by whoever asks it. */
+export interface SourceWords {
+  description: string;
+  sizeBytes: number | null;
+}
+
+/** Describes the source of a configuration; no server is asked. @throws UserError as {@link sourceExtent} */
+export async function sourceWords(
+  source: SourceConfig | undefined,
+  stripeBytes: number,
+  log: Log,
+): Promise<SourceWords> {
+  if (source?.source !== 'remote') return await sourceExtent(source, stripeBytes, log);
+  const description = describeRemote(source.address, source.psk?.identity);
+  return { description, sizeBytes: null };
 }
 
 async function openOther(

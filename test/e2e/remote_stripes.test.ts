@@ -1,74 +1,14 @@
 /** Disks that fill themselves from a stripe server, between real processes, and peers of another maker. */
 
 import { expect, test } from 'bun:test';
+import { once } from 'node:events';
 import { readFileSync, statSync } from 'node:fs';
-import { binary, type Child, client, keyValues } from './processes.ts';
-import { Bed, matrix, need, type Settings, seed, testKeys, testWith } from './support.ts';
-
-const MIB = 1 << 20;
-const secret = Buffer.alloc(32, 9);
-const psk: Settings = { psk_identity: 'hosts', psk_secret: secret.toString('base64') };
-
-interface StripeServer {
-  child: Child;
-  address: string;
-  /** Of `--server-config`. */
-  config: string;
-}
-
-/** Starts `ubiblk serve stripes` of a disk; port 0 is any that is free. */
-async function serveStripes(
-  bed: Bed,
-  disk: string,
-  { encrypted = false, tls = true, port = 0, more = {} as Settings } = {},
-): Promise<StripeServer> {
-  const keys: Settings = encrypted ? { encryption_key: testKeys } : {};
-  const config = bed.config({ path: disk, ...keys, ...more });
-  const key = tls ? psk : {};
-  const listen = bed.config({ address: `127.0.0.1:${port}`, ...key });
-  const argv = [binary, 'serve', 'stripes', '--config', config, '--listen-config', listen];
-  const child = bed.spawn(argv);
-  const [, address] = await child.said(/ at (127\S+)/, 10_000, 0, child.stderr);
-  return { child, address, config: bed.config({ address, ...key }) };
-}
-
-/** An empty disk with metadata that says that all of it is to come from a server. */
-async function emptyDisk(
-  bed: Bed,
-  { address }: StripeServer,
-  sizeBytes: number,
-  { encrypted = false, tls = true, settings = {} as Settings } = {},
-) {
-  const disk = bed.disk({ sizeBytes, encrypted });
-  const keys: Settings = encrypted ? { encryption_key: testKeys } : {};
-  const source = { source: 'remote', address, ...(tls ? psk : {}) };
-  const all = {
-    metadata_path: bed.path('copy.meta'),
-    stripe_source: source as unknown as string,
-    copy_on_read: true,
-    rpc_socket_path: bed.path('rpc.sock'),
-    ...settings,
-  };
-  const config = bed.config({ path: disk, ...keys, ...all });
-  await bed.run([binary, 'metadata', 'init', '--config', config]);
-  return { disk, settings: all, config };
-}
-
-async function end(server: StripeServer): Promise<void> {
-  server.child.signal('SIGTERM');
-  expect(await server.child.exit(10_000)).toBe(0);
-}
-
-/** Waits until `ubiblk rpc SOCKET status` has said that everything is fetched. */
-async function allFetched(bed: Bed, rpc: string): Promise<void> {
-  const deadline = Date.now() + 60_000;
-  for (;;) {
-    const { stdout } = await bed.run([binary, 'rpc', rpc, 'status', '--json']);
-    const { stripes } = JSON.parse(stdout.text).status;
-    if (stripes.fetched === stripes.source) return;
-    if (Date.now() > deadline) throw new Error(`${stdout.text}\n${bed.report()}`);
-  }
-}
+import { type AddressInfo, createServer } from 'node:net';
+import { encodeStripeMap, MetadataLayout } from '../../src/stripe/metadata_layout.ts';
+import { LyingServer } from '../remote/lying_server.ts';
+import { binary, client, keyValues, within } from './processes.ts';
+import { allFetched, emptyDisk, endStripes, MIB, psk, secret, serveStripes } from './remote.ts';
+import { Bed, matrix, need, Random, type Settings, seed, testWith } from './support.ts';
 
 const rows = matrix({
   from: ['plain', 'encrypted'],
@@ -97,7 +37,7 @@ for (const row of rows) {
     await bed.check(vhost.socket, { ...load, ops: 400, seed: seed % 1e5 });
     if (autofetch) await allFetched(bed, copy.settings.rpc_socket_path);
     await bed.stop(vhost);
-    await end(server);
+    await endStripes(server);
     if (autofetch) await bed.compareFile(copy.disk, state, { span, image });
   }, 90_000);
 }
@@ -124,7 +64,7 @@ test('guests wait while the server is away, and finish when it is back', async (
     expect(await user.exit(90_000)).toBe(0);
   }
   await bed.stop(vhost);
-  await end(server);
+  await endStripes(server);
 }, 240_000);
 
 test('a disk that is itself not filled yet is served through its own source', async () => {
@@ -149,60 +89,9 @@ test('a disk that is itself not filled yet is served through its own source', as
   await allFetched(bed, settings.rpc_socket_path);
   await bed.stop(vhost);
   expect(Buffer.compare(readFileSync(copy), readFileSync(image))).toBe(0);
-  await end(second);
-  await end(first);
+  await endStripes(second);
+  await endStripes(first);
 }, 90_000);
-
-test('the shell answers from a pipe as specified', async () => {
-  await using bed = new Bed();
-  const image = bed.disk({ sizeBytes: 2 * MIB + 512 });
-  bed.fill(image, 2 * MIB + 512, seed);
-  const server = await serveStripes(bed, image);
-  const commands = [
-    'stripe_header 0',
-    'stripe_header 3',
-    'dump_stripe 1 0 4',
-    'fetch_stripe 1',
-    'dump_stripe 1 16 8',
-    'dump_stripe 1 1048575 2',
-    'fetch_stripe 2 more words',
-    'dump_stripe 2 510 4',
-    'fetch_stripe',
-    'fetch_stripe x',
-    'bogus',
-    'exit',
-    'stripe_header 0',
-  ].join('\n');
-  const argv = [binary, 'shell', '--server-config', server.config];
-  await using shell = Bun.spawn(argv, {
-    stdin: Buffer.from(commands),
-    stdout: 'pipe',
-    stderr: 'pipe',
-  });
-  const text = await new Response(shell.stdout).text();
-  expect(await shell.exited).toBe(0);
-  const bytes = readFileSync(image);
-  const hex = (from: number, length: number) => bytes.subarray(from, from + length).toString('hex');
-  expect(text.trimEnd().split('\n')).toEqual([
-    '0x07 WRITTEN',
-    'INVALID_STRIPE',
-    'NOT_FETCHED_FROM_REMOTE',
-    'FETCHED',
-    hex(MIB + 16, 8),
-    'INVALID_RANGE',
-    'FETCHED',
-    `${hex(2 * MIB + 510, 2)}0000`,
-    'error: MISSING_ARGUMENT: N',
-    'error: INVALID_NUMBER: x',
-    'UNKNOWN_COMMAND: bogus',
-    "type 'help' for a list of commands",
-  ]);
-  await end(server);
-  const dead = await bed.run(argv, { expect: 1 });
-  expect(dead.stderr.text).toMatch(
-    /^\[ERROR shell\] the stripe server can't be used: 127\S+ can't/,
-  );
-});
 
 const openssl = ['-psk', secret.toString('hex'), '-psk_identity', 'hosts', '-tls1_2'];
 const suite = ['-cipher', 'PSK-AES256-GCM-SHA384'];
@@ -231,7 +120,7 @@ testWith(
     expect([...got.subarray(0, 5)]).toEqual([0, 1, 0, 0, 0]);
     expect([...got.subarray(5, 14)]).toEqual([0, 0, 0, 16, 0, 0, 0, 0, 0]);
     expect(Buffer.compare(got.subarray(14), readFileSync(image).subarray(MIB))).toBe(0);
-    await end(server);
+    await endStripes(server);
   },
   30_000,
 );
@@ -311,10 +200,105 @@ test('metadata init asks for the server’s stripe size, and a disk that is larg
   const same = bed.disk({ sizeBytes: 3 * MIB + 512 });
   const other = await bed.run(init(same, '-s', '8'), { expect: 1 });
   expect(other.stderr.text).toContain('serves stripes of 1048576 bytes');
-  await end(server);
+  await endStripes(server);
   const away = await bed.run(init(same), { expect: 1 });
   expect(away.stderr.text).toMatch(
     /^\[ERROR metadata-init\] the stripe server can't be used: 127\S+ can't be connected to/,
   );
   expect(() => statSync(bed.path('m'))).toThrow();
 });
+
+test('metadata dump needs no server to name it', async () => {
+  await using bed = new Bed();
+  const server = await serveStripes(bed, bed.disk({ sizeBytes: MIB }));
+  const { config } = await emptyDisk(bed, server, MIB);
+  await endStripes(server);
+  const { stdout } = await bed.run([binary, 'metadata', 'dump', '--config', config]);
+  expect(stdout.text).toContain(
+    `source: remote (address: ${server.address}, psk_identity: hosts)\n`,
+  );
+  const json = await bed.run([binary, 'metadata', 'dump', '--config', config, '--json']);
+  expect(JSON.parse(json.stdout.text).source.bytes).toBeNull();
+});
+
+/** Answers nobody until so many stripes are asked for at once, each on a connection of its own. */
+function patientServer(image: Buffer, together: number) {
+  const [stripes, stripeBytes] = [image.length / MIB, MIB];
+  const blob = encodeStripeMap(new MetadataLayout(2, 11, stripes), new Uint8Array(stripes).fill(7));
+  const waiting: (() => void)[] = [];
+  const most = Promise.withResolvers<void>();
+  const status = (length: number) => {
+    const bytes = Buffer.alloc(9);
+    bytes.writeBigUInt64LE(BigInt(length), 1);
+    return bytes;
+  };
+  const listener = createServer((socket) => {
+    socket.on('error', () => {});
+    socket.on('data', (request: Buffer) => {
+      if (request[0] === 2) {
+        socket.write(Uint8Array.of(0, 1, 0, 0, 0));
+      } else if (request[0] === 0) {
+        socket.write(Buffer.concat([status(blob.length), blob]));
+      } else {
+        const at = Number(request.readBigUInt64LE(1)) * stripeBytes;
+        waiting.push(() => {
+          socket.write(status(stripeBytes));
+          socket.write(image.subarray(at, at + stripeBytes));
+        });
+        if (waiting.length < together) return;
+        most.resolve();
+        for (const answer of waiting.splice(0)) answer();
+      }
+    });
+  });
+  return { listener, most: most.promise };
+}
+
+test('autofetch has as many stripes in flight as there are connections', async () => {
+  await using bed = new Bed();
+  const sizeBytes = 64 * MIB;
+  const image = bed.disk({ sizeBytes });
+  bed.fill(image, sizeBytes, seed);
+  const { listener, most } = patientServer(readFileSync(image), 16);
+  listener.listen(0, '127.0.0.1');
+  await once(listener, 'listening');
+  try {
+    const { port } = listener.address() as AddressInfo;
+    const server = { address: `127.0.0.1:${port}` };
+    const copy = await emptyDisk(bed, server, sizeBytes, {
+      tls: false,
+      settings: { autofetch: true },
+    });
+    const vhost = await bed.serve(copy.disk, copy.settings);
+    await within(most, 20_000, () => bed.report());
+    // All four times sixteen, or nothing is answered.
+    await allFetched(bed, copy.settings.rpc_socket_path);
+    await bed.stop(vhost);
+    expect(Buffer.compare(readFileSync(copy.disk), readFileSync(image))).toBe(0);
+  } finally {
+    listener.close();
+  }
+}, 60_000);
+
+test('a server that lies fills a disk with nothing wrong', async () => {
+  await using bed = new Bed();
+  const random = new Random(seed);
+  const stripes = 150;
+  const sizeBytes = stripes * 32768;
+  const image = bed.disk({ sizeBytes });
+  bed.fill(image, sizeBytes, seed);
+  const liar = new LyingServer(random, readFileSync(image), new Uint8Array(stripes).fill(7));
+  const copy = await emptyDisk(bed, liar, sizeBytes, {
+    tls: false,
+    shift: 6,
+    settings: { autofetch: true, autofetch_max_mib_per_s: 1 },
+    source: { connect_timeout_ms: 500, operation_attempt_timeout_ms: 200 },
+  });
+  const vhost = await bed.serve(copy.disk, copy.settings);
+  liar.oneIn = 10;
+  await allFetched(bed, copy.settings.rpc_socket_path);
+  await bed.stop(vhost);
+  liar.stop();
+  expect(liar.told.size).toBeGreaterThan(1);
+  expect(Buffer.compare(readFileSync(copy.disk), readFileSync(image))).toBe(0);
+}, 90_000);
