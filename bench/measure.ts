@@ -16,6 +16,11 @@ export interface Sample {
 /** The unit of CPU times in /proc/PID/stat, which count threads that have ended too. */
 const tickUs = 10_000;
 
+/** Seconds of processor time that a process has used. */
+export function cpuSeconds(pid: number): number {
+  return (cpuTicks(pid) * tickUs) / 1e6;
+}
+
 function cpuTicks(pid: number): number {
   const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
   // The name in parentheses may hold blanks: fields are counted from behind it.

@@ -29,6 +29,7 @@ import {
   type Sample,
   settle,
 } from './measure.ts';
+import { remoteFigures } from './remote.ts';
 import { allRows, type Row, type Target } from './rows.ts';
 import {
   peerModes,
@@ -367,6 +368,11 @@ async function lazyFigures(folder: string): Promise<Single[]> {
 /** Prints a figure, and whether it is what is demanded. */
 function judgeFigure(figure: Figure): Single {
   const { name, value, unit, against, ratio, atLeast, atMost } = figure;
+  if (atLeast === undefined && atMost === undefined) {
+    const single = { name, value, unit, text: against ?? '' };
+    printSingle(single);
+    return single;
+  }
   const what = against
     ? `${ratio?.toFixed(2)} of ${against}, >= ${atLeast}`
     : `<= ${atMost} ${unit}`;
@@ -374,6 +380,18 @@ function judgeFigure(figure: Figure): Single {
   const single = { name, value, unit, verdict: verdict(what, passed) };
   printSingle(single);
   return single;
+}
+
+/** Stripes of a file in the page cache, over loopback. */
+async function remoteRows(folder: string, file: string): Promise<Single[]> {
+  if (!wanted('remote')) return [];
+  readIntoCache(file);
+  const singles: Single[] = [];
+  const times = Math.min(runs, 3);
+  for await (const figure of remoteFigures(folder, file, sizeBytes, times)) {
+    singles.push(judgeFigure(figure));
+  }
+  return singles;
 }
 
 /** A ublk server of ours in a virtual machine. */
@@ -423,7 +441,7 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    for (const more of ['cipher', 'lazy figures', 'ublk']) console.log(more);
+    for (const more of ['cipher', 'lazy figures', 'remote', 'ublk']) console.log(more);
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
@@ -464,6 +482,7 @@ async function main(): Promise<boolean> {
     ...(await processRows(folder, file)),
     ...cipherRows(folder, file),
     ...(await lazyFigures(folder)),
+    ...(await remoteRows(folder, file)),
     ...ublkRows(folder),
   ];
 
