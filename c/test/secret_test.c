@@ -14,15 +14,11 @@
 #include <openssl/crypto.h>
 
 #include "gcm.h"
+#include "search.h"
 #include "test.h"
 #include "xts.h"
 
 enum { MIB = 1024 * 1024, ARENA = 64 * MIB, LOCK_STEP = 4 * MIB, NOBODY = 65534 };
-
-static uint64_t address(const void *pointer)
-{
-    return (uint64_t)(uintptr_t)pointer;
-}
 
 static int is_zero(const uint8_t *bytes, size_t length)
 {
@@ -276,65 +272,6 @@ static void use_more_than_can_be_locked(void)
 static void what_is_used_is_locked(void)
 {
     in_child(use_more_than_can_be_locked);
-}
-
-/* What is looked for in memory, masked so that it is not found here. */
-enum { NEEDLE = 16, MASK = 0xa5, LARGEST_MAPPING = 64 * MIB };
-
-static uint8_t needles[8][NEEDLE];
-static int needle_count;
-
-static void look_for(const uint8_t *bytes)
-{
-    for (int i = 0; i < NEEDLE; i++)
-        needles[needle_count][i] = bytes[i] ^ MASK;
-    needle_count++;
-}
-
-/* Not sanitized: memory that was freed is looked at as well. */
-__attribute__((no_sanitize("address", "undefined"))) static int count_needles(uintptr_t start,
-                                                                              uintptr_t end)
-{
-    int found = 0;
-
-    for (uintptr_t at = start; at + NEEDLE <= end; at++) {
-        const uint8_t *bytes = (const uint8_t *)at;
-        for (int n = 0; n < needle_count; n++) {
-            int same = 0;
-            while (same < NEEDLE && (bytes[same] ^ MASK) == needles[n][same])
-                same++;
-            found += same == NEEDLE;
-        }
-    }
-    return found;
-}
-
-struct found {
-    int inside, outside;
-};
-
-/* Counts them in the arena and in all other writable memory but the sanitizer's shadow. */
-static struct found search(void)
-{
-    struct found found = {0, 0};
-    void *secret = secret_alloc(64);
-    FILE *file = fopen("/proc/self/maps", "re");
-    char line[512];
-
-    CHECK(file != NULL);
-    while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
-        unsigned long start, end;
-        char mode[5];
-        if (sscanf(line, "%lx-%lx %4s", &start, &end, mode) != 3 || strncmp(mode, "rw", 2) != 0 ||
-            end - start > LARGEST_MAPPING)
-            continue;
-        int inside = address(secret) >= start && address(secret) < end;
-        *(inside ? &found.inside : &found.outside) += count_needles(start, end);
-    }
-    if (file != NULL)
-        fclose(file);
-    secret_free(secret);
-    return found;
 }
 
 /* Two keys that are nowhere else in memory, halves of which are what is looked for. */

@@ -1,11 +1,15 @@
 /* Two sessions that talk to each other through memory, and peers that don't know how to. */
+#include "../secret.h"
 #include "../ubiblk.h"
+#include "search.h"
 #include "test.h"
 
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <openssl/ssl.h>
 
 static const uint8_t secret[32] = "a secret of thirty-two bytes...";
 static const uint8_t other_secret[32] = "another one of thirty-two bytes";
@@ -22,11 +26,6 @@ struct end {
 };
 
 static struct end client, server;
-
-static uint64_t address(const void *pointer)
-{
-    return (uintptr_t)pointer;
-}
 
 static int begin(struct end *end, int is_server, const char *identity, const uint8_t *key)
 {
@@ -225,6 +224,42 @@ static void refuses_identities_and_secrets_of_wrong_lengths(void)
     CHECK_EQUAL(ubiblk_tls_open(0, "me", address(secret), 513, &handle), -EINVAL);
 }
 
+/* The key that a session's keys are made of, masked, so that it isn't found here. */
+static void look_for_master_key(uint64_t handle)
+{
+    uint8_t key[48];
+    SSL *ssl = *(SSL **)(uintptr_t)handle;
+    CHECK_EQUAL(SSL_SESSION_get_master_key(SSL_get_session(ssl), key, sizeof(key)), sizeof(key));
+    for (size_t at = 0; at < sizeof(key); at += NEEDLE)
+        look_for(key + at);
+    OPENSSL_cleanse(key, sizeof(key));
+}
+
+static void keys_are_in_the_arena_alone(void)
+{
+    uint8_t *key = secret_alloc(32), *received = malloc(100);
+    for (int i = 0; i < 32; i++)
+        key[i] = (uint8_t)(i * 37 + 11);
+    look_for(key);
+    look_for(key + NEEDLE);
+    CHECK_EQUAL(begin(&client, 0, "me", key), 0);
+    CHECK_EQUAL(begin(&server, 1, "me", key), 0);
+    shake_hands(WIRE_SIZE);
+    look_for_master_key(client.handle);
+    step(&server, &client, 0, "0123456789", 10, NULL, 0);
+    CHECK_EQUAL(step(&client, &server, WIRE_SIZE, NULL, 0, received, 100).plain_read, 10);
+    struct found found = search();
+    /* Two halves of the secret, and three parts of what both sides have made of it. */
+    CHECK(found.inside >= 2 + 3 * 2);
+    CHECK_EQUAL(found.outside, 0);
+    end_both();
+    secret_free(key);
+    found = search();
+    CHECK_EQUAL(found.inside, 0);
+    CHECK_EQUAL(found.outside, 0);
+    free(received);
+}
+
 /* As many as a server has clients, and more. */
 static void has_room_for_thousands_of_sessions(void)
 {
@@ -252,6 +287,7 @@ int main(void)
     RUN(refuses_a_record_that_was_changed);
     RUN(tells_of_the_end);
     RUN(takes_no_garbage_at_any_moment);
+    RUN(keys_are_in_the_arena_alone);
     RUN(has_room_for_thousands_of_sessions);
     RUN(refuses_identities_and_secrets_of_wrong_lengths);
     return test_summary();
