@@ -1,9 +1,9 @@
 /** `ubiblk shell` from a pipe, and on a terminal. */
 
 import { expect, test } from 'bun:test';
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { binary, within } from './processes.ts';
-import { endStripes, MIB, serveStripes } from './remote.ts';
+import { endStripes, MIB, psk, serveStripes } from './remote.ts';
 import { Bed, need, seed, testWith } from './support.ts';
 
 test('the shell answers from a pipe as specified', async () => {
@@ -56,6 +56,25 @@ test('the shell answers from a pipe as specified', async () => {
     /^\[ERROR shell\] the stripe server can't be used: 127\S+ can't/,
   );
 });
+
+testWith(
+  'all addresses of a name are tried',
+  [need.root(), need.program('unshare')],
+  async () => {
+    await using bed = new Bed();
+    const server = await serveStripes(bed, bed.disk({ sizeBytes: MIB }));
+    const port = server.address.split(':')[1];
+    const config = bed.config({ address: `two.example:${port}`, ...psk });
+    // The first one is that of nobody.
+    writeFileSync(bed.path('hosts'), '::1 two.example\n127.0.0.1 two.example\n');
+    const script = `mount --bind '${bed.path('hosts')}' /etc/hosts
+      echo stripe_header 0 | '${binary}' shell --server-config '${config}'`;
+    const { stdout } = await bed.run(['unshare', '-m', 'sh', '-ec', script]);
+    expect(stdout.text).toBe('0x07 WRITTEN\n');
+    await endStripes(server);
+  },
+  30_000,
+);
 
 /** At the end of what is shown, with the cursor behind it. */
 const PROMPT = '> \x1b[3G';

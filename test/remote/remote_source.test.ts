@@ -63,7 +63,7 @@ test('is refused with another identity or secret, and says which', async () => {
     RemoteSource.open(options(address, key && { psk: key }), quiet);
   await expect(open(psk('you'))).rejects.toThrow('the server knows no such PSK identity');
   await expect(open(psk('me', 8))).rejects.toThrow('the server has another PSK secret');
-  await expect(open(undefined)).rejects.toThrow("the stripe server can't be used");
+  await expect(open(undefined)).rejects.toThrow('if it wants TLS, give psk_identity');
   const plain = await serve();
   await expect(RemoteSource.open(options(plain.address, { psk: psk() }), quiet)).rejects.toThrow(
     "the stripe server can't be used",

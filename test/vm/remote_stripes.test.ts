@@ -42,6 +42,7 @@ testWith(
       num_queues: 2,
       queue_size: 256,
       metadata_path: '/tmp/copy.meta',
+      rpc_socket_path: '/tmp/rpc.sock',
       copy_on_read: true,
       stripe_source: source as unknown as string,
     };
@@ -76,9 +77,13 @@ begin_load() {
   until [[ -s load.log ]]; do kill -0 $load; sleep 0.1; done
 }
 times() { grep -c "$1" client.log || true; }
-# Until the client has noticed that the server is away, which the load must outlive.
+# Until the client has noticed that the server is away, and has asked in vain some times. The load outlives it.
 until_away() {
   until (($(times 'is away') > $1)); do kill -0 $load; sleep 0.1; done
+  until $ubiblk rpc /tmp/rpc.sock status --json | grep -qE '"attempts":([5-9]|[0-9]{2})'; do
+    kill -0 $load
+    sleep 0.1
+  done
   kill -0 $load
 }
 end_load() { wait $load; echo "$1: right"; }
