@@ -13,7 +13,8 @@ const GONE_MS = 1_000_000;
 export interface FetchWatch {
   /** @param more another try of the same fetch */
   begun(stripe: number, more?: boolean): void;
-  ended(stripe: number): void;
+  /** @param more another try of the same fetch follows */
+  ended(stripe: number, more?: boolean): void;
   failed(stripe: number): void;
   /** Something of it is about to be put onto the disk. */
   checkFetch(stripe: number): void;
@@ -104,7 +105,7 @@ export class SimSource implements StripeSource {
     watch.begun(stripe);
     this.copied.add(stripe);
     await timeline.sleep(dice.delayMs(scenario.sourceMs));
-    watch.ended(stripe);
+    watch.ended(stripe, true);
     const gone = world.sourceGone || offset + length > this.sizeBytes;
     if (gone || scenario.zeroStripes[stripe] || dice.chance(4)) return false;
     world.note(() => `source: copies stripe ${stripe}`);
@@ -116,6 +117,7 @@ export class SimSource implements StripeSource {
       first,
       values.map((sector) => sourceSector(scenario, sector)),
     );
+    watch.ended(stripe);
     return true;
   }
 

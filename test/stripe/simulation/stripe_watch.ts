@@ -35,6 +35,8 @@ export class StripeWatch implements FetchWatch {
   /** Those that nobody has asked for, until they are local or have failed. */
   private readonly unfinished = new Set<number>();
   private outage: Outage | null = null;
+  /** Fetches that were under way when a sync failed: what they have written may be lost. */
+  private readonly doubtful = new Set<number>();
   private readonly claimed = new Set<number>();
   private readonly everClaimed = new Set<number>();
   private zeroedAt = -1;
@@ -73,6 +75,7 @@ export class StripeWatch implements FetchWatch {
     const begun = this.goesOn()?.begun ?? new Set();
     this.outage = { begun, trying: new Set() };
     this.unfinished.clear();
+    for (const stripe of this.fetching) this.doubtful.add(stripe);
   }
 
   /** Main is about to do something. */
@@ -149,8 +152,11 @@ export class StripeWatch implements FetchWatch {
     if (bytes > seconds * autofetchBytesPerSecond + 1) world.fail('autofetch is too fast');
   }
 
-  ended(stripe: number): void {
+  /** @param more another try of the same fetch follows */
+  ended(stripe: number, more = false): void {
     this.fetching.delete(stripe);
+    // It counts as failed, whatever came of it.
+    if (!more && this.doubtful.delete(stripe)) this.failed(stripe);
   }
 
   claim(stripe: number): void {
