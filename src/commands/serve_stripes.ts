@@ -11,6 +11,7 @@ import { openMetadata } from '../stripe/metadata_file.ts';
 import { stripeCount } from '../stripe/metadata_layout.ts';
 import { FETCHED, HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
 import type { Arguments } from './arguments.ts';
+import { freeDescriptors } from './descriptors.ts';
 import { expandKeys, readSettings, type Settings, unlinkKek } from './served_disk.ts';
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
@@ -19,6 +20,8 @@ import { openSource } from './stripe_sources.ts';
 /** Of a disk without metadata. */
 const DEFAULT_SHIFT = 11;
 const DRAIN_MS = 10_000;
+/** Descriptors that are left to everything but clients: clients that are refused, look-ups of names. */
+const SPARE_DESCRIPTORS = 16;
 
 /** `ubiblk serve stripes`: gives a disk's stripes to other hosts (docs/remote-stripes.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
@@ -64,7 +67,12 @@ async function serve(
       log.warn('stripes are served in the clear, to anybody: give psk_identity and psk_secret');
     const server = await StripeServer.start(
       served,
-      { address, ...(psk && { psk }), operationMs: operationTimeoutMs, maxClients },
+      {
+        address,
+        ...(psk && { psk }),
+        operationMs: operationTimeoutMs,
+        maxClients: possibleClients(maxClients, source, log),
+      },
       log,
     );
     log.info(`serving ${served.stripes} stripes of '${disk.path}' at ${server.localAddress}`);
@@ -79,6 +87,19 @@ async function serve(
     await source?.close();
     disk.close();
   }
+}
+
+/** Without descriptors for more, clients would wait, and the event loop would not. */
+function possibleClients(wanted: number, source: StripeSource | null, log: Log): number {
+  const free = freeDescriptors() - SPARE_DESCRIPTORS - (source?.parallel ?? 0);
+  const possible = Math.max(1, Math.min(wanted, free));
+  if (possible < wanted) {
+    log.warn(
+      `max_clients is taken as ${possible} instead of ${wanted}: this process may open no more files; ` +
+        'raise its limit (LimitNOFILE, ulimit -n)',
+    );
+  }
+  return possible;
 }
 
 /** What there is to serve. @throws UserError where some of it can't be had */

@@ -6,6 +6,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { encodeStripeMap, MetadataLayout } from '../../src/stripe/metadata_layout.ts';
 import { LyingServer } from '../remote/lying_server.ts';
+import { RawClient } from '../remote/support.ts';
 import { binary, client, keyValues, within } from './processes.ts';
 import { allFetched, emptyDisk, endStripes, MIB, psk, secret, serveStripes } from './remote.ts';
 import { Bed, matrix, need, Random, type Settings, seed, testWith } from './support.ts';
@@ -302,3 +303,28 @@ test('a server that lies fills a disk with nothing wrong', async () => {
   expect(liar.told.size).toBeGreaterThan(1);
   expect(Buffer.compare(readFileSync(copy.disk), readFileSync(image))).toBe(0);
 }, 90_000);
+
+testWith(
+  'a server that may open few files refuses clients, and serves those that it has',
+  [need.program('prlimit')],
+  async () => {
+    await using bed = new Bed();
+    const image = bed.disk({ sizeBytes: MIB });
+    const config = bed.config({ path: image });
+    const listen = bed.config({ address: '127.0.0.1:0' });
+    const argv = [binary, 'serve', 'stripes', '--config', config, '--listen-config', listen];
+    const child = bed.spawn(['prlimit', '--nofile=60:60', ...argv]);
+    const [, address] = await child.said(/ at (127\S+)/, 10_000, 0, child.stderr);
+    expect(child.stderr.text).toMatch(/max_clients is taken as \d+ instead of 1024/);
+    const clients: RawClient[] = [];
+    for (let i = 0; i < 80; i++) clients.push(await RawClient.connect(address));
+    // Accepted in their order, and so refused in it.
+    await within(clients[79].end(), 20_000, () => child.report());
+    clients[0].send(2);
+    expect([...(await clients[0].receive(5))]).toEqual([0, 1, 0, 0, 0]);
+    for (const client of clients) client.close();
+    child.signal('SIGTERM');
+    expect(await child.exit(10_000)).toBe(0);
+  },
+  40_000,
+);
