@@ -207,7 +207,7 @@ ${script.join('')}`,
 
 testWith(
   'a server that is killed again and again, a mounted file system, and upgrades: Linux 6.12',
-  [need.program('mkfs.ext4')],
+  [need.program('mkfs.ext4'), need.program('strace')],
   async () => {
     await using bed = new Bed();
     const times = soak ? 100 : 6;
@@ -215,6 +215,9 @@ testWith(
     const reissue = quote(bed.config(settingsOf(row), 'reissue.yaml'));
     const tight = quote(
       bed.config({ ...settingsOf({ ...row, queues: 1 }), queue_size: 2 }, 'tight.yaml'),
+    );
+    const [requeue, off] = ['requeue', 'off'].map((ublk_recovery) =>
+      quote(bed.config({ ...settingsOf(row), ublk_recovery }, `${ublk_recovery}.yaml`)),
     );
     await runInGuest(
       bed,
@@ -273,8 +276,27 @@ umount /mnt
 fsck.ext4 -fn "$device"
 no_errors
 
-step upgrades
+step a thread that fails
 stop
+${makeDisk(row, reissue)}
+serve ${reissue}
+begin_load /dev/shm/state
+progressed
+task=$(grep -lx 'queue 1' /proc/$server/task/*/comm)
+strace -qq -o /run/strace -p "$(basename "\${task%/comm}")" -e inject=io_uring_enter:error=ENXIO & tracer=$!
+status=0
+wait "$server" || status=$?
+[[ $status == 1 ]]
+wait "$tracer" || true
+grep -q '[ERROR serve-ublk] .*ENXIO' ${reissue}.log
+serve ${reissue}
+progressed
+end_load
+no_errors
+stop
+check ${DISK} ops=0 state=/dev/shm/state cache=1 > /dev/null
+
+step upgrades
 ${makeDisk(row, reissue)}
 serve ${reissue}
 begin_load /dev/shm/state
@@ -306,6 +328,59 @@ end_load
 no_errors
 stop
 check ${DISK} ops=0 state=/dev/shm/state cache=1 > /dev/null
+
+step upgrades where what is in work would fail
+${makeDisk(row, requeue)}
+serve ${requeue}
+begin_load /dev/shm/state errors=1
+for upgrade in 1 2; do
+  progressed
+  kill -USR2 "$server"
+  wait "$server"
+  serve ${requeue}
+  [[ $device == "$first" ]]
+done
+progressed
+end_load
+# This load never pauses.
+errors=$(sed 's/.* \\([0-9]*\\) errors.*/\\1/' <<< "$summary")
+((errors <= 2 * ${DEPTH}))
+check "$device" ops=0 state=/dev/shm/state cache=1 > /dev/null
+dmesg --clear
+rm -f /run/stop /run/rounds
+mkfifo /run/rounds
+exec 3<> /run/rounds
+(
+  for ((round = 0; ; round++)); do
+    dd if="$device" of=/dev/null bs=64k count=1 skip=$((round % 128)) iflag=direct status=none
+    echo "$round" >&3
+    [[ ! -e /run/stop ]] || exit 0
+  done
+) &
+reader=$!
+for upgrade in 1 2 3; do
+  read -r -t 120 -u 3 round
+  kill -USR2 "$server"
+  wait "$server"
+  serve ${requeue}
+done
+touch /run/stop
+wait "$reader"
+exec 3<&-
+no_errors
+stop
+
+step no upgrade
+${makeDisk(row, off)}
+serve ${off}
+begin_load /dev/shm/state
+progressed
+kill -USR2 "$server"
+until grep -qF "SIGUSR2 is ignored: a device without recovery can't be kept" ${off}.log; do sleep 0.1; done
+progressed
+end_load
+no_errors
+stop
 `,
     );
   },
@@ -320,6 +395,10 @@ test(
     const config = quote(bed.config(settings, 'disk.yaml'));
     const through = quote(bed.config({ ...settings, write_through: true }, 'through.yaml'));
     const other = quote(bed.config({ ...settings, device_id: 'other' }, 'other.yaml'));
+    const fixed = quote(bed.config({ path: '/run/fixed.raw', queue_size: 16 }, 'fixed.yaml'));
+    const shared = quote(
+      bed.config({ path: '/run/fixed.raw', queue_size: 16, device_id: 'other' }, 'shared.yaml'),
+    );
     await runInGuest(
       bed,
       { seconds: 300 },
@@ -373,6 +452,28 @@ serve ${config}
 [[ $device == /dev/ublkb0 ]]
 wait "$others"
 no_errors
+stop
+serve ${through}
+crash
+changed ${config} "has been made with 'write_through: true' and can't be given 'false'"
+serve ${through}
+stop
+
+step two read-only servers of one disk
+head -c 1M /dev/urandom > /run/fixed.raw
+chmod a-w /run/fixed.raw
+serve ${fixed}
+one=$device served=$server
+refused "$ubiblk" serve ublk --config ${fixed} 2> /run/said
+cat /run/said
+grep -qF "ublk device 0 of this disk is served by process $served; stop that one first, or remove the device with 'ubiblk ublk del 0'" /run/said
+serve ${shared}
+[[ $device != "$one" ]]
+cmp "$one" /run/fixed.raw
+cmp "$device" /run/fixed.raw
+stop
+cmp "$one" /run/fixed.raw
+server=$served
 stop
 
 step a server that dies while it makes its device
