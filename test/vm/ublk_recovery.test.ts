@@ -207,7 +207,7 @@ ${script.join('')}`,
 
 testWith(
   'a server that is killed again and again, a mounted file system, and upgrades: Linux 6.12',
-  [need.program('mkfs.ext4'), need.program('strace')],
+  ['mkfs.ext4', 'dmsetup', 'strace'].map(need.program),
   async () => {
     await using bed = new Bed();
     const times = soak ? 100 : 6;
@@ -218,6 +218,10 @@ testWith(
     );
     const [requeue, off] = ['requeue', 'off'].map((ublk_recovery) =>
       quote(bed.config({ ...settingsOf(row), ublk_recovery }, `${ublk_recovery}.yaml`)),
+    );
+    const onHeld = { path: '/dev/mapper/held', rpc_socket_path: '/run/held.sock' };
+    const held = quote(
+      bed.config({ ...settingsOf(row), ublk_recovery: 'requeue', ...onHeld }, 'held.yaml'),
     );
     await runInGuest(
       bed,
@@ -346,29 +350,26 @@ end_load
 errors=$(sed 's/.* \\([0-9]*\\) errors.*/\\1/' <<< "$summary")
 ((errors <= 2 * ${DEPTH}))
 check "$device" ops=0 state=/dev/shm/state cache=1 > /dev/null
+stop
+
+step an upgrade that waits for what is in work
+${makeDisk(row, held)}
+modprobe loop
 dmesg --clear
-rm -f /run/stop /run/rounds
-mkfifo /run/rounds
-exec 3<> /run/rounds
-(
-  for ((round = 0; ; round++)); do
-    dd if="$device" of=/dev/null bs=64k count=1 skip=$((round % 128)) iflag=direct status=none
-    echo "$round" >&3
-    [[ ! -e /run/stop ]] || exit 0
-  done
-) &
-reader=$!
-for upgrade in 1 2 3; do
-  read -r -t 120 -u 3 round
-  kill -USR2 "$server"
-  wait "$server"
-  serve ${requeue}
-done
-touch /run/stop
+dmsetup create held --table "0 $((span / 512)) linear $(losetup -f --show ${DISK}) 0"
+serve ${held}
+dmsetup suspend held
+dd if="$device" of=/dev/null bs=64k count=1 iflag=direct status=none & reader=$!
+until [[ $("$ubiblk" rpc /run/held.sock queues --json) == *'"read"'* ]]; do kill -0 "$reader"; done
+kill -USR2 "$server"
+until grep -qF 'SIGUSR2: leaving the device to a successor' ${held}.log; do kill -0 "$reader"; sleep 0.1; done
+dmsetup resume held
+wait "$server"
+serve ${held}
 wait "$reader"
-exec 3<&-
 no_errors
 stop
+dmsetup remove held
 
 step no upgrade
 ${makeDisk(row, off)}
