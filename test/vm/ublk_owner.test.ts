@@ -135,7 +135,8 @@ await_runs ublkc1 1
 await_runs ublkb1 1
 udevadm settle
 before=$(nodes 1)
-[[ $before == '0:0 '*' 0:'* ]]
+# As udev's own rules have it.
+[[ $before == "0:0 600 0:$(getent group disk | cut -d : -f 3) 660 " ]]
 "$ubiblk" ublk owner --apply 1
 [[ $(nodes 1) == "$before" ]]
 refused "\${as[@]}" dd if="$device" of=/dev/null bs=4k count=1 2> said.log
