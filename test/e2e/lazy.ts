@@ -69,12 +69,39 @@ export interface Dump {
   stripes: { total: number; fetched: number; written: number; hasSource: number; missing: number };
   fetched: [number, number][];
   written: [number, number][];
+  hasSource: [number, number][];
 }
 
 /** `ubiblk metadata dump --json`. */
-export async function dump(bed: Bed, { config }: Lazy): Promise<Dump> {
+export async function dump(bed: Bed, { config }: Pick<Lazy, 'config'>): Promise<Dump> {
   const { stdout } = await bed.run([binary, 'metadata', 'dump', '--config', config, '--json']);
   return JSON.parse(stdout.text);
+}
+
+/** The stripes in one of a dump's lists. */
+export function numbers(list: [number, number][]): Set<number> {
+  return new Set(
+    list.flatMap(([first, last]) => Array.from({ length: last - first + 1 }, (_, i) => first + i)),
+  );
+}
+
+/** What vhost-check has of a sector that was never written to. */
+const UNTOUCHED = 0x80000000;
+
+/**
+ * The stripes of which a sector was written to or zeroed.
+ *
+ * @param state of vhost-check
+ * @param known only by requests that were answered, or, with `cache=1`, flushed
+ */
+export function touched(state: string, shift: number, known: 'answered' | 'sent'): Set<number> {
+  const words = readFileSync(state);
+  const stripes = new Set<number>();
+  for (let sector = 0; sector < words.length / 8; sector++) {
+    const value = words.readUInt32LE(sector * 8 + (known === 'sent' ? 4 : 0));
+    if (value !== UNTOUCHED) stripes.add(sector >> shift);
+  }
+  return stripes;
 }
 
 /** Takes an image away from whoever has it open, and gives it back: a file, or a loop device's file. */

@@ -1,8 +1,7 @@
 /** `track_written`: the metadata names the stripes that guests have written to, and no others. */
 
 import { expect } from 'bun:test';
-import { readFileSync } from 'node:fs';
-import { dump, type Lazy, lazyDisk } from './lazy.ts';
+import { dump, type Lazy, lazyDisk, numbers, touched } from './lazy.ts';
 import { client, keyValues } from './processes.ts';
 import { Bed, matrix, Random, seed, soak, testWith } from './support.ts';
 
@@ -11,29 +10,10 @@ const MIB = 1 << 20;
 const shift = 7;
 const stripeBytes = 512 << shift;
 const sizeBytes = 24 * MIB + 512 * 77;
-/** What vhost-check has of a sector that was never written to. */
-const UNTOUCHED = 0x80000000;
-
-/**
- * The stripes of which a sector was written to or zeroed.
- *
- * @param state of vhost-check
- * @param known only by requests that were answered
- */
-function touched(state: string, known: 'answered' | 'sent'): Set<number> {
-  const words = readFileSync(state);
-  const stripes = new Set<number>();
-  for (let sector = 0; sector < words.length / 8; sector++) {
-    const value = words.readUInt32LE(sector * 8 + (known === 'sent' ? 4 : 0));
-    if (value !== UNTOUCHED) stripes.add(sector >> shift);
-  }
-  return stripes;
-}
 
 async function written(bed: Bed, lazy: Lazy): Promise<Set<number>> {
   const { written: lists, stripes } = await dump(bed, lazy);
-  const found = new Set<number>();
-  for (const [first, last] of lists) for (let i = first; i <= last; i++) found.add(i);
+  const found = numbers(lists);
   expect(found.size).toBe(stripes.written);
   return found;
 }
@@ -68,7 +48,9 @@ for (const row of rows) {
       const requests = { ops: 100, depth: 16, mix: 'rrwwwuzdf', seed };
       const all = load(bed, lazy, imageBytes);
       await bed.check(server.socket, { ...all, ...requests });
-      const expected = settings.track_written ? touched(all.state, 'sent') : new Set<number>();
+      const expected = settings.track_written
+        ? touched(all.state, shift, 'sent')
+        : new Set<number>();
       // Beside the server: what was answered is on record.
       expect(await written(bed, lazy)).toEqual(expected);
       await bed.stop(server);
@@ -102,8 +84,8 @@ for (const { encrypted, ...settings } of engines) {
         await user.said(new RegExp(`(answers\\n.*){${1 + random.below(2)}}`, 's'), 30_000);
         await bed.crash(server);
         await user.destroy(false);
-        for (const stripe of touched(all.state, 'answered')) answered.add(stripe);
-        for (const stripe of touched(all.state, 'sent')) sent.add(stripe);
+        for (const stripe of touched(all.state, shift, 'answered')) answered.add(stripe);
+        for (const stripe of touched(all.state, shift, 'sent')) sent.add(stripe);
         const found = await written(bed, lazy);
         expect([...answered.difference(found)]).toEqual([]);
         expect([...found.difference(sent)]).toEqual([]);

@@ -12,6 +12,7 @@
 //     span=BYTES   part of the device to work on                        (64 MiB or the device)
 //     offset=B     where that part starts                               (0)
 //     max=BYTES    longest read or write                                (131072)
+//     piece=BYTES  length of the reads of all before and after the requests  (max)
 //     seed=N       same seed, same requests                             (1)
 //     mix=LETTERS  request kinds, repeated letters weigh                (rrrrwwwwzdf)
 //                  r read, w write, z write zeroes, d discard (where the device offers it, else
@@ -402,8 +403,12 @@ int main(int argc, char **argv)
     if (max > span)
         max = span;
     max -= max % unit;
-    if (!max)
-        die("max", -EINVAL);
+    uint64_t piece = option("piece", max);
+    if (piece > max)
+        piece = max;
+    piece -= piece % unit;
+    if (!piece)
+        die("max or piece", -EINVAL);
     if ((r = blkio_set_int(b, "num-queues", (int)queues)) < 0 || (r = blkio_start(b)) < 0)
         die("start", r);
     uint64_t longest_discard = 0;
@@ -443,8 +448,8 @@ int main(int argc, char **argv)
     unsigned char *scratch = (unsigned char *)region.addr + depth * max;
     if (image && fresh)
         memcpy(copy, image, span);
-    for (uint64_t at = 0; at < span && !(image && fresh); at += max) {
-        uint64_t n = span - at < max ? span - at : max;
+    for (uint64_t at = 0; at < span && !(image && fresh); at += piece) {
+        uint64_t n = span - at < piece ? span - at : piece;
         read_now(b, offset + at, scratch, n, "first");
         memcpy(copy + at, scratch, n);
         if (state && settle(at, n, scratch))
@@ -537,8 +542,10 @@ int main(int argc, char **argv)
         }
         stop |= seconds && now >= (double)seconds;
     }
-    for (uint64_t at = 0; at < span && !bad; at += max) {
-        uint64_t n = span - at < max ? span - at : max;
+    // What was only compared has been read already.
+    bool again = sent || (image && fresh);
+    for (uint64_t at = 0; at < span && again && !bad; at += piece) {
+        uint64_t n = span - at < piece ? span - at : piece;
         read_now(b, offset + at, scratch, n, "last");
         bad |= compare(at, n, scratch, "last read");
     }
