@@ -33,6 +33,8 @@ UBIBLK_API int ubiblk_ring_create(uint32_t sq_entries, uint32_t cq_entries, uint
 UBIBLK_API int ubiblk_ring_destroy(uint64_t handle);
 UBIBLK_API int ubiblk_ring_enter(uint64_t handle, uint32_t to_submit, uint32_t min_complete,
                                  int32_t timeout_us);
+UBIBLK_API int ubiblk_ring_gather(uint64_t handle, uint32_t to_submit, uint32_t count,
+                                  uint32_t gather_us);
 UBIBLK_API int ubiblk_ring_register_files(uint64_t handle, const int32_t *fds, uint32_t count);
 UBIBLK_API int ubiblk_ring_update_files(uint64_t handle, uint32_t first, const int32_t *fds,
                                         uint32_t count);

@@ -169,6 +169,27 @@ int ubiblk_ring_enter(uint64_t handle, uint32_t to_submit, uint32_t min_complete
                            (sigset_t *)&arg, sizeof(arg));
 }
 
+/* struct io_uring_getevents_arg as it is since Linux 6.12. */
+struct getevents_arg {
+    uint64_t sigmask;
+    uint32_t sigmask_sz;
+    uint32_t min_wait_usec;
+    uint64_t ts;
+};
+
+/*
+ * Submits to_submit entries and waits for count completions; when gather_us have passed, one is
+ * enough. Needs IORING_FEAT_MIN_TIMEOUT. Returns the number submitted, or -errno.
+ */
+int ubiblk_ring_gather(uint64_t handle, uint32_t to_submit, uint32_t count, uint32_t gather_us)
+{
+    struct ring *ring = ring_of(handle);
+    unsigned flags = ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+    struct getevents_arg arg = {.min_wait_usec = gather_us};
+    return io_uring_enter2((unsigned)ring->uring.enter_ring_fd, to_submit, count, flags,
+                           (sigset_t *)&arg, sizeof(arg));
+}
+
 int ubiblk_ring_register_files(uint64_t handle, const int32_t *fds, uint32_t count)
 {
     return io_uring_register_files(&ring_of(handle)->uring, fds, count);

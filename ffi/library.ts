@@ -13,6 +13,7 @@ const SYMBOLS = {
   ubiblk_ring_create: { args: ['u32', 'u32', 'u32', 'ptr'], returns: 'i32' },
   ubiblk_ring_destroy: { args: ['u64'], returns: 'i32' },
   ubiblk_ring_enter: { args: ['u64', 'u32', 'u32', 'i32'], returns: 'i32' },
+  ubiblk_ring_gather: { args: ['u64', 'u32', 'u32', 'u32'], returns: 'i32' },
   ubiblk_ring_register_files: { args: ['u64', 'ptr', 'u32'], returns: 'i32' },
   ubiblk_ring_update_files: { args: ['u64', 'u32', 'ptr', 'u32'], returns: 'i32' },
   ubiblk_ring_register_buffers: { args: ['u64', 'ptr', 'u32'], returns: 'i32' },

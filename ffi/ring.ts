@@ -38,6 +38,7 @@ const SETUP_SINGLE_ISSUER = 1 << 12;
 const SETUP_DEFER_TASKRUN = 1 << 13;
 const FEAT_NODROP = 1 << 1;
 const FEAT_SUBMIT_STABLE = 1 << 2;
+const FEAT_MIN_TIMEOUT = 1 << 15;
 const FEAT_EXT_ARG = 1 << 8;
 
 const SQ_CQ_OVERFLOW = 1 << 1;
@@ -80,6 +81,8 @@ export class Ring {
   readonly setup: RingSetup;
   readonly sqEntries: number;
   readonly cqEntries: number;
+  /** The kernel can wait for some completions and then make do with fewer (6.12). */
+  private readonly canGather: boolean;
   private readonly handle: number;
   private readonly sqHead: Uint32Array;
   private readonly sqTail: Uint32Array;
@@ -123,6 +126,7 @@ export class Ring {
     if ((features & needed) !== needed) {
       throw new RingForbidden('its io_uring is older than that of Linux 5.15');
     }
+    this.canGather = (features & FEAT_MIN_TIMEOUT) !== 0;
     const word = (field: number) => new Uint32Array(windowOver(at(field), 4));
     this.setup = setup;
     this.handle = at(0);
@@ -339,7 +343,24 @@ export class Ring {
    */
   enter(minComplete: number, timeoutUs: number): void {
     if (this.pending > 0) Atomics.store(this.sqTail, 0, this.tail >>> 0);
-    const result = shim.ubiblk_ring_enter(this.handle, this.pending, minComplete, timeoutUs);
+    this.entered(shim.ubiblk_ring_enter(this.handle, this.pending, minComplete, timeoutUs));
+  }
+
+  /**
+   * Hands prepared entries to the kernel and waits for `count` completions; after `gatherUs`
+   * microseconds one is enough. Where the kernel can't (before Linux 6.12), one is enough at once.
+   * @throws Error where the kernel refuses the ring itself
+   */
+  gather(count: number, gatherUs: number): void {
+    if (count < 2 || gatherUs < 1 || !this.canGather) {
+      this.enter(1, -1);
+      return;
+    }
+    if (this.pending > 0) Atomics.store(this.sqTail, 0, this.tail >>> 0);
+    this.entered(shim.ubiblk_ring_gather(this.handle, this.pending, count, gatherUs));
+  }
+
+  private entered(result: number): void {
     if (result >= 0) {
       this.pending -= result;
     } else if (result !== -EINTR && result !== -ETIME && result !== -EAGAIN && result !== -EBUSY) {

@@ -120,6 +120,29 @@ static void waits_no_longer_than_asked(void)
     ubiblk_ring_destroy(ring.handle);
 }
 
+/* IORING_FEAT_MIN_TIMEOUT of Linux 6.12. */
+enum { FEAT_MIN_TIMEOUT = 1 << 15 };
+
+static void gathers_completions_and_makes_do_with_one(void)
+{
+    struct ubiblk_ring_layout ring = make_ring(8);
+    struct __kernel_timespec soon = {.tv_nsec = 2000000};
+
+    if (ring.features & FEAT_MIN_TIMEOUT) {
+        push(&ring, IORING_OP_NOP, -1, 0, 0, 1);
+        push(&ring, IORING_OP_NOP, -1, 0, 0, 2);
+        CHECK_EQUAL(ubiblk_ring_gather(ring.handle, 2, 2, 10000000), 2);
+        CHECK_EQUAL(pop(&ring).user_data, 1);
+        CHECK_EQUAL(pop(&ring).user_data, 2);
+        /* One comes after it has waited for two. */
+        push(&ring, IORING_OP_TIMEOUT, -1, (uintptr_t)&soon, 1, 3);
+        CHECK_EQUAL(ubiblk_ring_gather(ring.handle, 1, 2, 100), 1);
+        CHECK_EQUAL(pop(&ring).user_data, 3);
+        CHECK_EQUAL(pop(&ring).res, -ENODATA);
+    }
+    ubiblk_ring_destroy(ring.handle);
+}
+
 static void refuses_flags_that_the_kernel_does_not_know(void)
 {
     struct ubiblk_ring_layout ring;
@@ -202,6 +225,7 @@ int main(void)
         RUN(completes_as_many_nops_as_the_ring_holds);
         RUN(moves_bytes_through_registered_files_and_buffers);
         RUN(waits_no_longer_than_asked);
+        RUN(gathers_completions_and_makes_do_with_one);
         RUN(refuses_flags_that_the_kernel_does_not_know);
         RUN(spins_until_the_counter_moves_or_the_ring_has_work);
     }

@@ -70,6 +70,13 @@ export interface QueueShape {
 /** Why a queue has nothing more to do. */
 export type QueueEnd = 'device ended' | 'left';
 
+/** With many requests in the disk's hands, one call brings back some of them: so many at most. */
+const MOST_GATHERED = 16;
+/** One out of so many that the disk has. */
+const GATHERED_PART = 4;
+/** What gathering may take, in microseconds; and no longer than the last turn took. */
+const GATHER_US = 200;
+
 /** What the main thread wants of a queue. */
 export const Stay = {
   SERVE: 0,
@@ -139,6 +146,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
    */
   run(): QueueEnd {
     const { ring, device } = this;
+    let turnUs = 0;
     for (;;) {
       device.receive?.();
       const stay = this.stay();
@@ -149,14 +157,21 @@ export class UblkQueue implements RequestOwner, RingHandler {
       // Results that are still to be handed over may bring new requests.
       if (this.open === 0 && stay === Stay.UNTIL_IDLE && ring.prepared === 0) break;
       if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
-      else ring.enter(1, -1);
-      ring.reap();
+      else ring.gather(Math.min(this.open / GATHERED_PART, MOST_GATHERED) | 0, turnUs);
+      turnUs = this.turn();
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
     if (end === 'left') ring.enter(0, 0);
     if (this.error) throw this.error;
     return end;
+  }
+
+  /** @returns microseconds it took, as far as they matter */
+  private turn(): number {
+    const from = performance.now();
+    this.ring.reap();
+    return Math.min((performance.now() - from) * 1000, GATHER_US) | 0;
   }
 
   /** Whether the kernel still has commands of this queue, which only the process's end may cancel. */
