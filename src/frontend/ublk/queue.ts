@@ -146,6 +146,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
    */
   run(): QueueEnd {
     const { ring, device } = this;
+    let reaped = 0;
     let turnUs = 0;
     for (;;) {
       device.receive?.();
@@ -157,8 +158,10 @@ export class UblkQueue implements RequestOwner, RingHandler {
       // Results that are still to be handed over may bring new requests.
       if (this.open === 0 && stay === Stay.UNTIL_IDLE && ring.prepared === 0) break;
       if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
-      else ring.gather(Math.min(this.open / GATHERED_PART, MOST_GATHERED) | 0, turnUs);
-      turnUs = this.turn();
+      else ring.gather(this.gathered(reaped), turnUs);
+      const from = performance.now();
+      reaped = ring.reap();
+      turnUs = Math.min((performance.now() - from) * 1000, GATHER_US) | 0;
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
@@ -167,11 +170,10 @@ export class UblkQueue implements RequestOwner, RingHandler {
     return end;
   }
 
-  /** @returns microseconds it took, as far as they matter */
-  private turn(): number {
-    const from = performance.now();
-    this.ring.reap();
-    return Math.min((performance.now() - from) * 1000, GATHER_US) | 0;
+  /** How many completions are worth waiting for: as many as came last time, where the disk has enough. */
+  private gathered(reaped: number): number {
+    const part = (this.open / GATHERED_PART) | 0;
+    return part === 0 ? 1 : Math.min(Math.max(part, reaped), MOST_GATHERED);
   }
 
   /** Whether the kernel still has commands of this queue, which only the process's end may cancel. */
