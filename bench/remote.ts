@@ -73,6 +73,8 @@ async function readStripes(server: Server, tls: boolean): Promise<Sample> {
   }
 }
 
+const OPENSSL_MS = 60_000;
+
 /** MiB a second that `openssl s_client` gets of a file from `s_server`, on one connection. */
 async function opensslRate(file: string, bytes: number): Promise<number> {
   const port = 20_000 + (process.pid % 20_000);
@@ -89,7 +91,13 @@ async function opensslRate(file: string, bytes: number): Promise<number> {
     await listening(port);
     const from = performance.now();
     const argv = ['openssl', 's_client', '-connect', `127.0.0.1:${port}`, ...common];
-    const client = Bun.spawn(argv, { stdin: 'pipe', stdout: 'ignore', stderr: 'ignore' });
+    // Now and then s_server stops sending, and both wait.
+    const client = Bun.spawn(argv, {
+      stdin: 'pipe',
+      stdout: 'ignore',
+      stderr: 'ignore',
+      timeout: OPENSSL_MS,
+    });
     const status = await client.exited;
     if (status !== 0) throw new Error(`openssl s_client ended with ${status}`);
     return bytes / mebibyte / ((performance.now() - from) / 1000);
