@@ -185,7 +185,9 @@ int ubiblk_ring_gather(uint64_t handle, uint32_t to_submit, uint32_t count, uint
 {
     struct ring *ring = ring_of(handle);
     unsigned flags = ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
-    struct getevents_arg arg = {.min_wait_usec = gather_us};
+    /* Without a limit it would end after gather_us with nothing. */
+    static const struct __kernel_timespec hour = {.tv_sec = 3600};
+    struct getevents_arg arg = {.min_wait_usec = gather_us, .ts = (uintptr_t)&hour};
     return io_uring_enter2((unsigned)ring->uring.enter_ring_fd, to_submit, count, flags,
                            (sigset_t *)&arg, sizeof(arg));
 }

@@ -49,6 +49,26 @@ test('every tag is fetched once, each with memory of its own', () => {
   expect(bench.end).toBe('device ended');
 });
 
+test('as many completions are waited for as came last, where the disk has enough of them', () => {
+  run(function* (b) {
+    yield;
+    let tag = 0;
+    for (const [given, waitedFor] of [
+      [3, 1],
+      [2, 2],
+      [1, 1],
+      [2, 2],
+    ]) {
+      for (let i = 0; i < given; i++) b.give(tag++, { op: OP_READ, sectors: 8, start: 16 });
+      yield;
+      expect(b.ring.gathered).toBe(waitedFor);
+    }
+    for (let done = 0; done < tag; done++) b.disk.finish(done);
+    yield;
+    expect(b.ring.gathered).toBe(1);
+  });
+});
+
 test('each operation goes down as it came, and its result is what it moved', () => {
   run(function* (b) {
     yield;

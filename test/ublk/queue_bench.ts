@@ -206,6 +206,8 @@ class FakeRing {
   readonly log: Command[] = [];
   onSleep: () => void = () => {};
   failure: Error | null = null;
+  /** Completions that were last waited for. */
+  gathered = 0;
   /** Commands that were prepared, and that the kernel doesn't have yet. */
   private prepared: Command[] = [];
   private readonly tags: TagState[];
@@ -235,6 +237,11 @@ class FakeRing {
   ): void {
     if (file !== FILE || queue !== QUEUE || handler !== 11) this.fail('a command to another file');
     this.prepared.push({ op, tag, result, address, place });
+  }
+
+  gather(count: number): void {
+    this.gathered = count;
+    this.enter(1, -1);
   }
 
   enter(minComplete: number, timeoutUs: number): void {
