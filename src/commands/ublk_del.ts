@@ -1,7 +1,7 @@
 import { UsageError, UserError } from '../errors.ts';
 import type { UblkControl } from '../frontend/ublk/control.ts';
 import { listDevices } from '../frontend/ublk/devices.ts';
-import { describeHolders, holdersOf } from '../frontend/ublk/holders.ts';
+import { describeHolders, holdersOf, holdersOfLive } from '../frontend/ublk/holders.ts';
 import { isOurs } from '../frontend/ublk/identity.ts';
 import { blockPath, type DeviceInfo } from '../frontend/ublk/protocol.ts';
 import { noteFolder, readNote, removeNote } from '../frontend/ublk/state_file.ts';
@@ -34,8 +34,8 @@ export async function run(args: Arguments, log: Log): Promise<number> {
 
 /** Before the first one is removed. @throws UserError */
 function refuseUsed(devices: readonly DeviceInfo[]): void {
-  const lines = devices.flatMap(({ id }) => {
-    const who = describeHolders(holdersOf(id));
+  const lines = devices.flatMap(({ id, state }) => {
+    const who = describeHolders(state === 'live' ? holdersOfLive(id) : holdersOf(id));
     return who ? [`'${blockPath(id)}' is in use: ${who}; end that, or give --force`] : [];
   });
   if (lines.length > 0) throw new UserError(lines.join('\n'));

@@ -331,6 +331,28 @@ wait "$writer"
 [[ $("$ubiblk" rpc /run/held.sock queues --json) == '{"queues":[[]]}' ]]
 stop
 [[ ! -e /run/held.sock ]]
+
+step told to end while it is being unmounted
+serve ${quote(held)}
+mkfs.ext4 -q "$device"
+mount "$device" /mnt
+head -c 4M /dev/urandom > /run/noise
+cp /run/noise /mnt/noise
+dmsetup suspend held
+umount /mnt & unmounting=$!
+# It is nowhere to be seen any more, and has not been written yet.
+while grep -q ' /mnt ' /proc/mounts; do kill -0 "$unmounting"; sleep 0.05; done
+refuses 'in use: the kernel, which has not finished to unmount it' del "$device"
+kill "$server"
+says ${quote(bed.path('held.yaml.log'))} 'in use: the kernel, which has not finished to unmount it'
+dmsetup resume held
+wait "$unmounting"
+ends
+serve ${quote(held)}
+mount "$device" /mnt
+cmp /run/noise /mnt/noise
+umount /mnt
+stop
 device=$shown server=$served
 
 step told to end while it is mounted

@@ -9,7 +9,7 @@ import { errorName, UserError } from '../../errors.ts';
 import { UblkControl, UblkRefused } from './control.ts';
 import type { ControlAnswer, ControlCall, UblkControlStart } from './control_thread.ts';
 import { listDevices } from './devices.ts';
-import { type Holders, holdersOf } from './holders.ts';
+import { type Holders, holdersOfLive } from './holders.ts';
 import { deviceFlags, modeOf, refuseMissingFeatures } from './modes.ts';
 import type { UblkDevice, UblkOptions } from './options.ts';
 import { blockPath, charPath, type DeviceInfo, type DeviceParams, hasFeature } from './protocol.ts';
@@ -104,7 +104,7 @@ const calls = {
 
   /** Who uses the block device. */
   holders(id: number): Holders {
-    return holdersOf(id);
+    return holdersOfLive(id);
   },
 
   /** Shows the block device, and waits until this user may use it; every queue has fetched its tags. */

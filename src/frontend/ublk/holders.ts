@@ -1,9 +1,7 @@
-/**
- * Who uses a block device: file systems, other devices, swap, processes that have it open. The device
- * itself isn't opened: that could wait for its own server.
- */
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+/** Who uses a block device: file systems, other devices, swap, processes that have it open. */
+import { closeSync, constants, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
+import { errorName } from '../../errors.ts';
 
 export interface Holders {
   /** Where it, or a partition of it, is mounted. */
@@ -12,7 +10,10 @@ export interface Holders {
   others: string[];
 }
 
-/** @param root of /proc, /sys and /dev; another one for tests */
+/**
+ * The device isn't opened: that could wait for its server, which may be gone.
+ * @param root of /proc, /sys and /dev; another one for tests
+ */
 export function holdersOf(id: number, root = '/'): Holders {
   const disk = `ublkb${id}`;
   const devices = [disk, ...partitionsOf(disk, root)];
@@ -31,6 +32,27 @@ export function holdersOf(id: number, root = '/'): Holders {
     .map((path) => `swap on ${path}`);
   const processes = processesWith(paths, root);
   return { mounts, others: [...stacked, ...loops, ...swaps, ...processes] };
+}
+
+/**
+ * Also a file system that is mounted nowhere any more and still has data to write: its device may not be
+ * removed before it is done. Opens the device, so it must have a server.
+ */
+export function holdersOfLive(id: number, root = '/'): Holders {
+  const holders = holdersOf(id, root);
+  if (describeHolders(holders) !== '' || !isClaimed(join(root, 'dev', `ublkb${id}`)))
+    return holders;
+  return { mounts: [], others: ['the kernel, which has not finished to unmount it'] };
+}
+
+/** Whether somebody has a block device, or a part of it, for itself alone, as file systems do. */
+function isClaimed(path: string): boolean {
+  try {
+    closeSync(openSync(path, constants.O_RDONLY | constants.O_EXCL));
+    return false;
+  } catch (error) {
+    return errorName(error) === 'EBUSY';
+  }
 }
 
 /** One phrase for all, empty where nobody holds the device. */
