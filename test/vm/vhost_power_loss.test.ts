@@ -23,7 +23,7 @@ async function writeAndCut(bed: Bed, settings: Record<string, string | boolean>,
   const config = bed.config({ ...more, ...settings });
   const check = `${client('vhost-check')} ${socket} queues=2 depth=32 span=${span} zero=1 seed=${seed}`;
   const guest = bed.guest(
-    { disks: [image], seconds: 90 },
+    { disks: [image], seconds: 200 },
     `set -e
 # Nothing reaches the disk but what the server sends there.
 sysctl -qw vm.dirty_writeback_centisecs=0 vm.dirty_ratio=80 vm.dirty_background_ratio=70
@@ -35,7 +35,7 @@ cp /tmp/state state
 sync state
 echo b > /proc/sysrq-trigger`,
   );
-  await bed.guestEnd(guest, 2 * minutes, 125);
+  await bed.guestEnd(guest, 4 * minutes, 125);
   return { image, state: bed.path('state') };
 }
 
@@ -50,7 +50,7 @@ for (const row of rows) {
       const { image, state } = await writeAndCut(bed, { ...row, write_through: true }, false);
       await bed.compareFile(image, state, { span });
     },
-    3 * minutes,
+    5 * minutes,
   );
 
   test(
@@ -60,7 +60,7 @@ for (const row of rows) {
       const { image, state } = await writeAndCut(bed, { ...row, write_through: false }, true);
       await bed.compareFile(image, state, { span });
     },
-    3 * minutes,
+    5 * minutes,
   );
 }
 
