@@ -130,6 +130,7 @@ export class Channel {
   }
 
   writable(): void {
+    if (this.error) return;
     this.progress++;
     if (this.unsent.length > 0) this.unsent = this.unsent.subarray(this.write(this.unsent));
     if (this.unsent.length === 0) this.drained?.resolve();
@@ -263,6 +264,8 @@ export class Channel {
     this.error = error;
     this.unwatch();
     this.early = [];
+    // It may be in memory that whoever sends it gives back now.
+    this.unsent = NOTHING;
     this.opened.reject(error);
     this.sink?.done.reject(error);
     this.sink = null;

@@ -56,6 +56,22 @@ for (const tells of ['closed', 'count'] as const) {
   }
 }
 
+test('what was being sent is not sent after the end: its memory may be used again', async () => {
+  const written: number[] = [];
+  const socket = { write: (bytes: Uint8Array) => written.push(bytes.length) && 1, end() {} };
+  const channel = new Channel(socket as unknown as Socket<Channel>, {
+    role: 'server',
+    idleMs: 60_000,
+  });
+  const memory = nativeMemory(4096);
+  const sending = channel.send(memory, 0, 4096);
+  channel.close('enough');
+  await expect(sending).rejects.toThrow('enough');
+  memory.free();
+  channel.writable();
+  expect(written).toEqual([4096]);
+});
+
 test('what comes without a question ends the connection, and is no answer', async () => {
   const [shift, bytes] = [0, 512];
   const layout = new MetadataLayout(2, shift, 2);
