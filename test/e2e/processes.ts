@@ -125,7 +125,8 @@ export class Child {
   readonly name: string;
 
   constructor(argv: string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
-    this.name = argv.join(' ');
+    // Of a script the first line will do.
+    this.name = argv.join(' ').split('\n')[0];
     this.process = Bun.spawn(argv, {
       cwd: options.cwd,
       env: { ...process.env, ...options.env },

@@ -42,7 +42,7 @@ wait $server
 cmp image disk
 btrfs filesystem du --raw -s disk | tail -n 1`,
     );
-    await bed.guestEnd(guest, 2 * minutes);
+    await bed.guestEnd(guest);
     // Total, exclusive, shared.
     const [, exclusive, shared] = (guest.stdout.text.trim().split('\n').at(-1) ?? '')
       .trim()

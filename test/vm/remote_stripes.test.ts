@@ -144,7 +144,7 @@ wait $server
 grep -e 'is away' -e 'is back' client.log
 echo done`,
     );
-    await bed.guestEnd(guest, 5 * minutes);
+    await bed.guestEnd(guest);
     const { text } = guest.stdout;
     for (const fault of FAULTS) expect(text).toContain(`${fault}: right`);
     expect(Number(text.match(/(\d+) resets/)?.[1])).toBeGreaterThan(0);

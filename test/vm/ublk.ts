@@ -67,14 +67,9 @@ export function ublkGuest(bed: Bed, options: UblkGuestOptions, script: string): 
 }
 
 /** Waits for a guest's end; where it isn't the expected one, the error has the servers' logs, too. */
-export async function guestDone(
-  bed: Bed,
-  guest: Child,
-  deadlineMs: number,
-  expect = 0,
-): Promise<Child> {
+export async function guestDone(bed: Bed, guest: Child, expect = 0): Promise<Child> {
   try {
-    return await bed.guestEnd(guest, deadlineMs, expect);
+    return await bed.guestEnd(guest, expect);
   } catch (error) {
     throw new Error(`${(error as Error).message}\n${logs(bed)}`);
   }
@@ -86,8 +81,7 @@ export async function runInGuest(
   options: UblkGuestOptions,
   script: string,
 ): Promise<Child> {
-  const { seconds = 120 } = options;
-  return await guestDone(bed, ublkGuest(bed, options, script), (seconds + 60) * 1000);
+  return await guestDone(bed, ublkGuest(bed, options, script));
 }
 
 function logs(bed: Bed): string {

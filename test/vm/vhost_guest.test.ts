@@ -31,7 +31,7 @@ touch ready
 echo b > /proc/sysrq-trigger`,
       );
       // 125: the guest died, as it was told to.
-      await bed.guestEnd(writing, 3 * minutes, 125);
+      await bed.guestEnd(writing, 125);
       expect(existsSync(bed.path('ready'))).toBe(true);
       const reading = bed.guest(
         { sockets },
@@ -45,7 +45,7 @@ cd /
 umount /mnt
 fsck.ext4 -fn /dev/vda`,
       );
-      await bed.guestEnd(reading, 3 * minutes);
+      await bed.guestEnd(reading);
       await bed.stop(server);
     },
     6 * minutes,
@@ -93,7 +93,7 @@ echo 'write back' > /sys/block/vda/cache_type
 dd if=/dev/urandom of=/dev/vda bs=64k count=16 oflag=direct conv=fsync status=none
 echo "back=$(cat /sys/block/vda/cache_type)"`,
     );
-    await bed.guestEnd(guest, 2 * minutes);
+    await bed.guestEnd(guest);
     const [vda, vdb, vdc, changed] = guest.stdout.text.split('---').map(values);
     expect(vda).toMatchObject({
       size: String((64 << 11) + 1),
@@ -136,7 +136,7 @@ testWith(
   --size=16M --randseed=${seed} --output-format=terse \\
   --name=a --cpus_allowed=0 --offset=0 --name=b --cpus_allowed=1 --offset=32M`,
     );
-    await bed.guestEnd(guest, 4 * minutes);
+    await bed.guestEnd(guest);
     await bed.stop(server);
   },
   5 * minutes,

@@ -31,7 +31,7 @@ kill $!
 wait $!
 [[ ! -e ${socket} ]]`,
     );
-    await bed.guestEnd(guest, 2 * minutes);
+    await bed.guestEnd(guest);
     expect(guest.stdout.text).toContain('status=1');
     const said = guest.stdout.text.slice(0, guest.stdout.text.indexOf('vhost-check:'));
     expect(said).toContain('io_engine: sync');
@@ -75,7 +75,7 @@ for engine in io_uring sync; do
   kill -9 $client
 done`,
     );
-    await bed.guestEnd(guest, 3 * minutes);
+    await bed.guestEnd(guest);
     const found = [...guest.stdout.text.matchAll(/(\w+): (\d+) ms of (\d+) ms/g)];
     expect(found.length).toBe(2);
     for (const [line, , used, passed] of found) {

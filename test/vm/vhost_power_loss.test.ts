@@ -35,7 +35,7 @@ cp /tmp/state state
 sync state
 echo b > /proc/sysrq-trigger`,
   );
-  await bed.guestEnd(guest, 4 * minutes, 125);
+  await bed.guestEnd(guest, 125);
   return { image, state: bed.path('state') };
 }
 

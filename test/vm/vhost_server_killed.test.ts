@@ -76,7 +76,7 @@ ${verdict}`,
       );
       const last = await killAndRestart(bed, first, guest, times, /\d answers\n/);
       writeFileSync(bed.path('stop'), '');
-      await bed.guestEnd(guest, 2 * minutes);
+      await bed.guestEnd(guest);
       await bed.stop(last);
       await bed.compareFile(disk, bed.path('state0'), { span: 32 << 20 });
       await bed.compareFile(disk, bed.path('state1'), { span: 32 << 20, offset: 32 << 20 });
@@ -112,7 +112,7 @@ ${verdict}`,
     );
     const last = await killAndRestart(bed, first, guest, soak ? 200 : 20, /\d done\n/);
     writeFileSync(bed.path('stop'), '');
-    await bed.guestEnd(guest, 3 * minutes);
+    await bed.guestEnd(guest);
     await bed.stop(last);
   },
   (soak ? 40 : 9) * minutes,
