@@ -7,8 +7,8 @@
 // the old or the new content is left, by chance, and all requests fail from then on. SIGUSR2
 // switches the power on again.
 //
-// Where processes that write are killed, the kernel must be newer than 6.12: that one's nbd forgets a
-// request whose sending is interrupted, and nobody is ever answered again.
+// Where processes that write are killed, the kernel must be newer than 6.12: that one's nbd forgets
+// a request whose sending is interrupted, and nobody is ever answered again.
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
