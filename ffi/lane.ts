@@ -10,10 +10,11 @@ import { openLibrary, shim } from './library.ts';
 const READ = 0;
 const READ_DATA = 1;
 const WRITE = 2;
-const SYNC = 3;
-const ALLOCATE = 4;
-const CLONE = 5;
-const CLOSE = 6;
+const WRITE_OUT = 3;
+const SYNC = 4;
+const ALLOCATE = 5;
+const CLONE = 6;
+const CLOSE = 7;
 
 /** Memory that stays until a call on it is done. */
 export interface Part {
@@ -50,6 +51,11 @@ export class Lane {
   /** @returns bytes, or -errno */
   write(fd: number, from: Part, offset: number): Promise<number> {
     return this.call(WRITE, fd, from, offset);
+  }
+
+  /** The same, and storage begins to take it before anybody asks for a sync. */
+  writeOut(fd: number, from: Part, offset: number): Promise<number> {
+    return this.call(WRITE_OUT, fd, from, offset);
   }
 
   /** fdatasync(2). @returns 0 or -errno */

@@ -65,7 +65,11 @@ static void does_what_it_is_asked(void)
     memset(memory, 0, SIZE);
     carries_out(UBIBLK_JOB_READ, file, 4096, 8192, 0, 4096);
     CHECK(memory[0] == 1 && memory[4095] == 1 && memory[4096] == 0);
+    memset(memory, 2, SIZE);
+    carries_out(UBIBLK_JOB_WRITE_OUT, file, 512, 8192 - 512, 0, 512);
     carries_out(UBIBLK_JOB_SYNC, file, 0, 0, 0, 0);
+    carries_out(UBIBLK_JOB_READ, file, 1024, 8192 - 1024, 0, 1024);
+    CHECK(memory[0] == 1 && memory[511] == 1 && memory[512] == 2 && memory[1023] == 2);
     carries_out(UBIBLK_JOB_ALLOCATE, file, 4096, 8192, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                 0);
     carries_out(UBIBLK_JOB_READ, file, 4096, 8192, 0, 4096);
@@ -79,6 +83,7 @@ static void tells_what_fails(void)
     carries_out(UBIBLK_JOB_READ, -1, 512, 0, 0, -EBADF);
     carries_out(UBIBLK_JOB_READ_DATA, -1, 512, 0, 0, -EBADF);
     carries_out(UBIBLK_JOB_WRITE, -1, 512, 0, 0, -EBADF);
+    carries_out(UBIBLK_JOB_WRITE_OUT, -1, 512, 0, 0, -EBADF);
     carries_out(UBIBLK_JOB_SYNC, -1, 0, 0, 0, -EBADF);
     carries_out(UBIBLK_JOB_ALLOCATE, -1, 512, 0, 0, -EBADF);
     carries_out(UBIBLK_JOB_CLONE, file, 512, 0, -1, -EBADF);

@@ -66,6 +66,21 @@ export async function syncFile(lane: Lane, fd: number): Promise<void> {
   await call('fdatasync', () => lane.sync(fd));
 }
 
+/**
+ * The same, of much that will have to be on stable storage soon: it begins to go there at once.
+ * @throws Error with a `code`
+ */
+export async function writeOutAt(
+  lane: Lane,
+  facts: FileFacts,
+  from: Part,
+  offset: number,
+): Promise<void> {
+  await transfer(facts, from, offset, (fd, rest, at) =>
+    call('write', () => lane.writeOut(fd, rest, at)),
+  );
+}
+
 type Transfer = (fd: number, rest: Part, offset: number) => Promise<number>;
 
 async function transfer(

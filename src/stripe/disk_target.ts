@@ -6,7 +6,7 @@ import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { cipherXts } from '../crypto/xts.ts';
 import type { DiskFacts } from '../device/disk.ts';
-import { syncFile, writeAt } from './async_file.ts';
+import { syncFile, writeOutAt } from './async_file.ts';
 import type { StripeBuffer, TargetDisk } from './interfaces.ts';
 
 /** include/uapi/linux/falloc.h: punch a hole, keep the size. */
@@ -45,7 +45,7 @@ export class DiskTarget implements TargetDisk {
       const place = address + at;
       cipherXts(shim.ubiblk_xts_encrypt, xts, offset + at, length, place, place);
     }
-    await writeAt(this.lane, this.facts, { address, length: bytes.length }, offset);
+    await writeOutAt(this.lane, this.facts, { address, length: bytes.length }, offset);
   }
 
   async zero(offset: number, length: number): Promise<void> {
@@ -61,14 +61,14 @@ export class DiskTarget implements TargetDisk {
     for (let at = 0; at < length; at += ZERO_BYTES) {
       const part = Math.min(ZERO_BYTES, length - at);
       if (xts === 0) {
-        await writeAt(lane, facts, { address: zeroes.address, length: part }, offset + at);
+        await writeOutAt(lane, facts, { address: zeroes.address, length: part }, offset + at);
         continue;
       }
       const buffer = new NativeBuffer(part);
       const { address } = buffer;
       cipherXts(shim.ubiblk_xts_encrypt, xts, offset + at, part, zeroes.address, address);
       try {
-        await writeAt(lane, facts, buffer, offset + at);
+        await writeOutAt(lane, facts, buffer, offset + at);
       } finally {
         buffer.free();
       }

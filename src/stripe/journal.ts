@@ -46,7 +46,7 @@ export interface JournalOptions {
 
 export const defaultJournalOptions: JournalOptions = {
   patienceMs: 200,
-  patienceChanges: 64,
+  patienceChanges: 128,
   groupChanges: 1024,
   turnChanges: 256,
   attempts: 5,
