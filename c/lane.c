@@ -121,6 +121,8 @@ static int64_t carry_out(const struct job *job)
         return ubiblk_file_clone(job->fd, job->extra, job->offset, job->length);
     case UBIBLK_JOB_CLOSE:
         return ubiblk_close(job->fd);
+    case UBIBLK_JOB_SEND_FILE:
+        return ubiblk_send_file(job->extra, job->fd, job->offset, job->length);
     default:
         return -EINVAL;
     }
@@ -217,7 +219,7 @@ int ubiblk_lane_open(const char *name, uint32_t threads, uint64_t *handle)
 
 /*
  * Hands a job over; its memory and files must stay until it is reaped. extra is what an allocation
- * does, or the file that a clone is of.
+ * does, the file that a clone is of, or the socket that is sent to.
  */
 int ubiblk_lane_submit(uint64_t handle, uint32_t op, uint32_t ticket, int fd, uint64_t address,
                        uint64_t length, uint64_t offset, int extra)

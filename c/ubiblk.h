@@ -83,7 +83,8 @@ enum {
     UBIBLK_JOB_SYNC,
     UBIBLK_JOB_ALLOCATE,
     UBIBLK_JOB_CLONE,
-    UBIBLK_JOB_CLOSE
+    UBIBLK_JOB_CLOSE,
+    UBIBLK_JOB_SEND_FILE /* to the socket extra, as much as it has room for */
 };
 
 struct ubiblk_done {
@@ -96,6 +97,11 @@ UBIBLK_API int ubiblk_lane_open(const char *name, uint32_t threads, uint64_t *ha
 UBIBLK_API int ubiblk_lane_submit(uint64_t handle, uint32_t op, uint32_t ticket, int fd,
                                   uint64_t address, uint64_t length, uint64_t offset, int extra);
 UBIBLK_API void ubiblk_lane_close(uint64_t handle);
+
+/* transfer.c */
+
+int64_t ubiblk_send_file(int socket, int file, uint64_t offset, uint64_t length);
+UBIBLK_API int ubiblk_dup(int fd);
 
 /* memory.c */
 

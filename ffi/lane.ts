@@ -15,6 +15,7 @@ const SYNC = 4;
 const ALLOCATE = 5;
 const CLONE = 6;
 const CLOSE = 7;
+const SEND_FILE = 8;
 
 /** Memory that stays until a call on it is done. */
 export interface Part {
@@ -76,6 +77,14 @@ export class Lane {
   /** close(2), which waits for servers of files. @returns 0 or -errno */
   closeFile(fd: number): Promise<number> {
     return this.call(CLOSE, fd, nowhere, 0);
+  }
+
+  /**
+   * Sends bytes of a file to a socket that doesn't block, as many as it has room for.
+   * @returns bytes, or -errno
+   */
+  sendFile(socket: number, fd: number, offset: number, length: number): Promise<number> {
+    return this.call(SEND_FILE, fd, { address: 0, length }, offset, socket);
   }
 
   /** What has not been begun ends with -ECANCELED; its threads end when they can. */

@@ -68,6 +68,7 @@ const SYMBOLS = {
     returns: 'i32',
   },
   ubiblk_lane_close: { args: ['u64'], returns: 'void' },
+  ubiblk_dup: { args: ['i32'], returns: 'i32' },
   ubiblk_memory_map: { args: ['u64'], returns: FFIType.i64_fast },
   ubiblk_memory_unmap: { args: ['u64', 'u64'], returns: 'i32' },
   ubiblk_memory_map_shared: { args: ['i32', 'u64', 'u64', 'ptr'], returns: FFIType.i64_fast },

@@ -78,6 +78,29 @@ static void does_what_it_is_asked(void)
     carries_out(UBIBLK_JOB_CLOSE, dup(file), 0, 0, 0, 0);
 }
 
+/* A full socket ends the job, and so does the end of the file. */
+static void sends_what_a_socket_has_room_for(void)
+{
+    int sockets[2];
+    char got[SIZE];
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, sockets), 0);
+    memset(memory, 5, SIZE);
+    CHECK_EQUAL(pwrite(file, memory, SIZE, 0), SIZE);
+    carries_out(UBIBLK_JOB_SEND_FILE, file, 1000, 13, sockets[0], 1000);
+    CHECK_EQUAL(recv(sockets[1], got, SIZE, 0), 1000);
+    CHECK_EQUAL(memcmp(got, memory, 1000), 0);
+    carries_out(UBIBLK_JOB_SEND_FILE, file, SIZE, SIZE - 7, sockets[0], 7);
+    carries_out(UBIBLK_JOB_SEND_FILE, file, 512, SIZE, sockets[0], 0);
+    while (send(sockets[0], memory, SIZE, MSG_DONTWAIT) > 0)
+        continue;
+    while (send(sockets[0], memory, 1, MSG_DONTWAIT) > 0)
+        continue;
+    carries_out(UBIBLK_JOB_SEND_FILE, file, SIZE, 0, sockets[0], -EAGAIN);
+    close(sockets[1]);
+    carries_out(UBIBLK_JOB_SEND_FILE, file, SIZE, 0, sockets[0], -EPIPE);
+    close(sockets[0]);
+}
+
 static void tells_what_fails(void)
 {
     carries_out(UBIBLK_JOB_READ, -1, 512, 0, 0, -EBADF);
@@ -88,6 +111,7 @@ static void tells_what_fails(void)
     carries_out(UBIBLK_JOB_ALLOCATE, -1, 512, 0, 0, -EBADF);
     carries_out(UBIBLK_JOB_CLONE, file, 512, 0, -1, -EBADF);
     carries_out(UBIBLK_JOB_CLOSE, -1, 0, 0, 0, -EBADF);
+    carries_out(UBIBLK_JOB_SEND_FILE, file, 512, 0, -1, -EBADF);
     carries_out(99, file, 0, 0, 0, -EINVAL);
 }
 
@@ -205,6 +229,7 @@ int main(void)
     RUN(what_hangs_holds_up_no_other_lane);
     RUN(nor_what_another_thread_of_its_lane_can_do);
     RUN(ends_without_what_it_has_not_begun);
+    RUN(sends_what_a_socket_has_room_for);
     unlink(path);
     return test_summary();
 }

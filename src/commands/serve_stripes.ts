@@ -4,6 +4,7 @@ import { type Disk, openDisk } from '../device/disk.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { DiskReader } from '../remote/plain_reader.ts';
+import { SENDERS } from '../remote/send_file.ts';
 import { ServedStripes, servedHeaders } from '../remote/served_disk.ts';
 import { StripeServer } from '../remote/stripe_server.ts';
 import type { StripeSource } from '../stripe/interfaces.ts';
@@ -20,8 +21,8 @@ import { openSource } from './stripe_sources.ts';
 /** Of a disk without metadata. */
 const DEFAULT_SHIFT = 11;
 const DRAIN_MS = 10_000;
-/** Descriptors that are left to everything but clients: clients that are refused, look-ups of names. */
-const SPARE_DESCRIPTORS = 16;
+/** Descriptors for all but clients: those that are refused, look-ups of names, and sending of files. */
+const SPARE_DESCRIPTORS = 16 + SENDERS;
 
 /** `ubiblk serve stripes`: gives a disk's stripes to other hosts (docs/remote-stripes.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
@@ -57,6 +58,7 @@ async function serve(
   const { address, psk, operationTimeoutMs, maxClients } = listen;
   const disk = await openDisk({ ...settings.config, directIo: false, readOnly: true }, log);
   let source: StripeSource | null = null;
+  let server: StripeServer | null = null;
   try {
     const served = await openStripes(disk, settings, xts, log);
     source = served.source;
@@ -65,7 +67,7 @@ async function serve(
     const signals = new StopSignals(log);
     if (!psk)
       log.warn('stripes are served in the clear, to anybody: give psk_identity and psk_secret');
-    const server = await StripeServer.start(
+    server = await StripeServer.start(
       served,
       {
         address,
@@ -85,7 +87,8 @@ async function serve(
     return 0;
   } finally {
     await source?.close();
-    disk.close();
+    // What is still being sent of it ends with the process.
+    if (!server?.clientCount) disk.close();
   }
 }
 

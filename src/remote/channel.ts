@@ -6,6 +6,7 @@ import type { Socket } from 'bun';
 import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { type Psk, TLS_SEND_BYTES, TlsError, TlsSession } from '../crypto/tls_psk.ts';
+import { sendFile } from './send_file.ts';
 
 /** The connection is of no use any more. */
 export class ChannelError extends Error {
@@ -105,6 +106,19 @@ export class Channel {
     }
     while (this.unsent.length > 0) await this.awaitDrain();
     if (this.error) throw this.error;
+  }
+
+  /**
+   * Sends bytes of a file, where that goes without a copy and without waiting for the peer.
+   * @returns how many; the rest is for `send`, which waits, and finds out what is wrong
+   */
+  async sendFile(file: number, offset: number, length: number): Promise<number> {
+    if (this.tls || this.error || this.unsent.length > 0) return 0;
+    // Not in Bun's types; -1 when it is closed.
+    const { fd = -1 } = this.socket as unknown as { fd?: number };
+    const count = await sendFile(fd, file, offset, length);
+    if (count > 0) this.progress++;
+    return count;
   }
 
   /** Ends the connection; whoever waits gets an error. */

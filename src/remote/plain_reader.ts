@@ -14,6 +14,11 @@ export class DiskReader implements PlainReader {
 
   constructor(private readonly facts: DiskFacts) {}
 
+  get plainFd(): number | undefined {
+    const { direct, fd, xts } = this.facts;
+    return direct || xts !== 0 ? undefined : fd;
+  }
+
   async read(offset: number, memory: Memory, length: number): Promise<void> {
     const { facts } = this;
     const done = facts.direct ? 0 : this.readCached(offset, memory, length);

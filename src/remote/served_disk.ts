@@ -10,6 +10,8 @@ import type { Memory } from './channel.ts';
 
 /** Reads plain bytes of the data file; what is behind its end isn't asked for. */
 export interface PlainReader {
+  /** The file, where it has the plain bytes themselves, at their places. */
+  readonly plainFd?: number;
   /** @throws Error (EIO) */
   read(offset: number, memory: Memory, length: number): Promise<void>;
   /** These bytes will be asked for soon. */

@@ -128,8 +128,10 @@ export class StripeSession {
     if (stripe === this.next && stripe + 1 < served.stripes) {
       reader.expect(start + stripeBytes, served.lengthOf(stripe + 1));
     }
-    for (let at = 0; at < stripeBytes; at += PIECE_BYTES) {
-      const part = Math.min(PIECE_BYTES, stripeBytes - at);
+    for (let at = 0, part = 0; at < stripeBytes; at += part) {
+      if (at > 0) at += await this.sendFromFile(start + at, length - at);
+      // Also where the socket was full: a send by Bun waits until it has room again.
+      part = Math.min(PIECE_BYTES, stripeBytes - at);
       const there = Math.max(0, Math.min(part, length - at));
       if (there > 0 && !(await this.readPiece(start + at, there, at === 0, stripe))) return;
       // Behind the end of the disk everybody sees zeroes.
@@ -138,6 +140,13 @@ export class StripeSession {
       await channel.send(piece, 0, part);
     }
     this.count();
+  }
+
+  /** @returns how many bytes could be sent without a copy; all failures are left to what reads them */
+  private async sendFromFile(offset: number, length: number): Promise<number> {
+    const { plainFd } = this.served.reader;
+    if (plainFd === undefined || length <= 0) return 0;
+    return await this.channel.sendFile(plainFd, offset, length);
   }
 
   /** @returns false where it can't be read, which the client has been told, or the connection ended */

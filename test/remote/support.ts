@@ -138,6 +138,20 @@ export class RawClient {
     }
   }
 
+  /** Takes nothing of what comes until `resume`. */
+  pause(): void {
+    this.socket.pause();
+  }
+
+  resume(): void {
+    this.socket.resume();
+  }
+
+  /** Breaks the connection. */
+  reset(): void {
+    this.socket.terminate();
+  }
+
   close(): void {
     this.socket.end();
   }

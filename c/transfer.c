@@ -1,0 +1,32 @@
+/* Bytes of files that go to sockets without a copy. */
+#include "ubiblk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/sendfile.h>
+
+/* Sends to a socket that doesn't block as much as it has room for: whoever reads slowly keeps no
+ * thread. Returns fewer bytes where it is full or the file ends, -EAGAIN where there is no room at
+ * all. */
+int64_t ubiblk_send_file(int socket, int file, uint64_t offset, uint64_t length)
+{
+    uint64_t done = 0;
+    while (done < length) {
+        off_t at = (off_t)(offset + done);
+        ssize_t count = sendfile(socket, file, &at, length - done);
+        if (count == 0)
+            break;
+        if (count > 0)
+            done += (uint64_t)count;
+        else if (errno != EINTR)
+            return done > 0 ? (int64_t)done : -errno;
+    }
+    return (int64_t)done;
+}
+
+/* Returns another descriptor of the same, for a thread: whoever owns the first one may close it. */
+int ubiblk_dup(int fd)
+{
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return copy < 0 ? -errno : copy;
+}
