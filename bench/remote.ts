@@ -73,10 +73,20 @@ async function readStripes(server: Server, tls: boolean): Promise<Sample> {
   }
 }
 
-const OPENSSL_MS = 60_000;
+const OPENSSL_MS = 20_000;
+const OPENSSL_TRIES = 5;
 
 /** MiB a second that `openssl s_client` gets of a file from `s_server`, on one connection. */
 async function opensslRate(file: string, bytes: number): Promise<number> {
+  for (let i = 0; i < OPENSSL_TRIES; i++) {
+    const rate = await opensslTry(file, bytes);
+    if (rate > 0) return rate;
+  }
+  throw new Error(`openssl s_client got less than the file, ${OPENSSL_TRIES} times`);
+}
+
+/** The same; 0 where both stood still: now and then `s_server` stops sending. */
+async function opensslTry(file: string, bytes: number): Promise<number> {
   const port = 20_000 + (process.pid % 20_000);
   const key = ['-psk', SECRET.toString('hex'), '-psk_identity', IDENTITY];
   const common = [...key, '-tls1_2', '-cipher', SUITE, '-quiet'];
@@ -91,15 +101,13 @@ async function opensslRate(file: string, bytes: number): Promise<number> {
     await listening(port);
     const from = performance.now();
     const argv = ['openssl', 's_client', '-connect', `127.0.0.1:${port}`, ...common];
-    // Now and then s_server stops sending, and both wait.
     const client = Bun.spawn(argv, {
       stdin: 'pipe',
       stdout: 'ignore',
       stderr: 'ignore',
       timeout: OPENSSL_MS,
     });
-    const status = await client.exited;
-    if (status !== 0) throw new Error(`openssl s_client ended with ${status}`);
+    if ((await client.exited) !== 0) return 0;
     return bytes / mebibyte / ((performance.now() - from) / 1000);
   } finally {
     server.kill();
@@ -188,7 +196,8 @@ export async function* remoteFigures(
       value: of('rate'),
       unit: 'MiB/s',
       against: `${rate.toFixed(0)} MiB/s of ${other}`,
-      ratio: of('rate') / rate,
+      // Of each to the one right after it: machines are not equally fast all the time.
+      ratio: median(samples.map((sample, run) => sample.rate / others[run])),
       atLeast: tls ? 0.8 : 0.9,
     };
     yield { name: `${name} autofetch, disk to disk`, value: median(copies), unit: 'MiB/s' };
