@@ -1,6 +1,6 @@
 /** One measurement: a client's load, the server's CPU time meanwhile, and its memory. */
 
-import { closeSync, fdatasyncSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, fdatasyncSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
 import { Child, client, hostProgram } from '../test/e2e/processes.ts';
 import type { Row } from './rows.ts';
 import type { RunningServer } from './servers.ts';
@@ -106,6 +106,27 @@ export async function measureFile(
   );
   const [job] = JSON.parse(text.slice(text.indexOf('{'))).jobs;
   return row.access.endsWith('write') ? job.write.iops : job.read.iops;
+}
+
+/**
+ * Has so many bytes of free memory there: a virtual machine may have to wait for its host when it uses
+ * pages that it has not used lately, and whoever comes first would pay for those who come later.
+ */
+export function populateMemory(bytes: number): void {
+  const path = `/dev/shm/ubiblk-bench-${process.pid}`;
+  try {
+    const fd = openSync(path, 'wx', 0o600);
+    const part = Buffer.alloc(1 << 20);
+    for (let done = 0; done < bytes; done += part.length) writeSync(fd, part);
+    closeSync(fd);
+  } finally {
+    rmSync(path, { force: true });
+  }
+}
+
+/** What factors are on average. */
+export function geometricMean(values: number[]): number {
+  return Math.exp(values.reduce((sum, value) => sum + Math.log(value), 0) / values.length);
 }
 
 /** Puts what a run of writes left in the page cache onto the disk, so that the next run starts alike. */
