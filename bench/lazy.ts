@@ -122,6 +122,8 @@ export async function autofetchFigures(
     // Each comes second as often as the other: that one finds a disk with less in hand, often half as fast.
     for (let run = 0; run < 2 * Math.ceil(runs / 2); run++) {
       for (const side of run % 2 ? sides.toReversed() : sides) {
+        // What the one before has left to do, such as discards of the file that was removed.
+        execFileSync('sync');
         execFileSync('cat', [image], { stdio: 'ignore' });
         populateMemory(1.5 * sizeBytes);
         await side();
