@@ -69,6 +69,19 @@ test('as many completions are waited for as came last, where the disk has enough
   });
 });
 
+test('a disk that answers at once has more and more requests waited for, as long as they come', () => {
+  run(function* (b) {
+    yield;
+    const waitedFor: number[] = [];
+    for (const given of [1, 2, 4, 8, 8, 1, 1, 1]) {
+      for (let tag = 0; tag < given; tag++) b.give(tag, { op: 9 });
+      yield;
+      waitedFor.push(b.ring.gathered);
+    }
+    expect(waitedFor).toEqual([1, 2, 4, 8, 16, 8, 4, 2]);
+  });
+});
+
 test('each operation goes down as it came, and its result is what it moved', () => {
   run(function* (b) {
     yield;

@@ -20,6 +20,7 @@ import {
   WRITE_ZEROES,
 } from '../../device/request.ts';
 import type { QueueBoard } from '../../device/request_board.ts';
+import { Gathering } from './gathering.ts';
 import {
   DESCRIPTOR_WORDS,
   IO_F_FUA,
@@ -100,6 +101,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
   private leaving = false;
   private error: Error | null = null;
   private readonly handler: number;
+  private readonly gathering = new Gathering(MOST_GATHERED);
   private readonly requests: UblkRequest[] = [];
   private readonly memory: NativeBuffer | null;
   private readonly descriptors: Uint32Array;
@@ -160,7 +162,9 @@ export class UblkQueue implements RequestOwner, RingHandler {
       if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
       else ring.gather(this.gathered(reaped), turnUs);
       const from = performance.now();
+      const idle = this.open === 0;
       reaped = ring.reap();
+      if (idle && this.open === 0) this.gathering.turned(reaped);
       turnUs = Math.min((performance.now() - from) * 1000, GATHER_US) | 0;
     }
     const end = this.held === 0 ? 'device ended' : 'left';
@@ -172,6 +176,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
 
   /** How many completions are worth waiting for: as many as came last time, where the disk has enough. */
   private gathered(reaped: number): number {
+    if (this.open === 0) return this.gathering.wanted;
     const part = (this.open / GATHERED_PART) | 0;
     return part === 0 ? 1 : Math.min(Math.max(part, reaped), MOST_GATHERED);
   }
