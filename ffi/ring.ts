@@ -6,6 +6,7 @@
  * `enter`; completions go to the handler named when the entry was prepared.
  */
 import type { Pointer } from 'bun:ffi';
+import { UserError } from '../src/errors.ts';
 import { EAGAIN, EBUSY, EINTR, EINVAL, ENOMEM, ETIME, failed } from './errno.ts';
 import { shim } from './library.ts';
 import { high32, low32, NativeBuffer, windowOver } from './memory.ts';
@@ -105,7 +106,7 @@ export class Ring {
    * @param entries entries of the submission queue; rounded up to a power of two by the kernel
    * @param inFlight completions that can be outstanding at once
    * @param best the first of RING_SETUPS to try
-   * @throws RingForbidden where io_uring is disabled; Error for anything else
+   * @throws RingForbidden where io_uring is disabled; UserError where it may not lock memory
    */
   constructor(entries: number, inFlight: number, best: RingSetup = 'defer') {
     const layout = new BigUint64Array(LAYOUT_FIELDS);
@@ -117,7 +118,10 @@ export class Ring {
       if (result !== -EINVAL) break;
     }
     if (result === -ENOMEM) {
-      throw new Error('io_uring_setup failed with ENOMEM: raise the memlock limit (ulimit -l)');
+      throw new UserError(
+        'io_uring found no memory that may be locked (ENOMEM); raise the memlock limit (ulimit -l, ' +
+          'LimitMEMLOCK=)',
+      );
     }
     if (result < 0) throw new RingForbidden(failed('io_uring_setup', result).message);
     const at = (field: number) => Number(layout[field]);

@@ -1,6 +1,6 @@
 /** What every front end does with its command line, its configuration and its disk. */
 import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
-import { secretsAreLocked } from '../crypto/secret.ts';
+import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
 import { UsageError } from '../errors.ts';
@@ -74,13 +74,9 @@ export async function openServedDisk(settings: Settings, log: Log): Promise<Disk
 export function expandKeys({ encryptionKey }: DeviceConfig, log: Log): number {
   if (!encryptionKey) return 0;
   const xts = expandXts(encryptionKey);
-  if (!secretsAreLocked()) log.warn(unlockedSecrets);
+  warnOfUnlockedSecrets(log);
   return xts;
 }
-
-const unlockedSecrets =
-  'the keys may be swapped to disk: they could not be locked into memory; raise the memlock limit ' +
-  '(ulimit -l, LimitMEMLOCK=)';
 
 /**
  * The main thread's part of a lazy disk; null where all of the disk is in its data file, and nothing is

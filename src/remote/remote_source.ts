@@ -1,6 +1,7 @@
 /** A stripe server as a source of stripes: several connections, each made anew when it breaks. */
 import { createHash } from 'node:crypto';
 import type { Psk } from '../crypto/tls_psk.ts';
+import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { StripeBuffer, StripeSource } from '../stripe/interfaces.ts';
@@ -83,6 +84,7 @@ export class RemoteSource implements StripeSource {
     try {
       const connection = await StripeConnection.open(own);
       const { stripes } = connection;
+      if (psk) warnOfUnlockedSecrets(log);
       if (stripes.stripeBytes !== stripeBytes) {
         connection.close();
         throw new UserError(

@@ -2,6 +2,7 @@
 import { lookup } from 'node:dns/promises';
 import type { Socket, TCPSocketListener } from 'bun';
 import type { Psk } from '../crypto/tls_psk.ts';
+import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { Channel, ChannelError, type Memory, nativeMemory } from './channel.ts';
@@ -129,6 +130,7 @@ export class StripeServer {
       socket.terminate();
       return;
     }
+    if (psk) warnOfUnlockedSecrets(this.log);
     const client = new Client(socket.data, name);
     this.clients.add(client);
     void this.serve(client);

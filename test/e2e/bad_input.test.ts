@@ -377,6 +377,20 @@ test('a socket that a killed server left behind is replaced', async () => {
   await bed.stop(second);
 });
 
+testWith(
+  'without a page that may be locked there is no queue, and the limit is named',
+  [need.root(), need.program('setpriv'), need.kernel(6, 14, 'counts the memory of rings')],
+  async () => {
+    await using bed = new Bed();
+    const mayNot = ['setpriv', '--bounding-set=-ipc_lock', '--inh-caps=-ipc_lock'];
+    const argv = [...mayNot, 'prlimit', '--memlock=0:0', binary, 'serve', 'vhost'];
+    const run = await bed.run([...argv, '--null', '1G', '--socket', bed.path('a')], { expect: 1 });
+    const why = 'io_uring found no memory that may be locked (ENOMEM); raise the memlock limit';
+    expect(run.stderr.text).toBe(`${error(`${why} (ulimit -l, LimitMEMLOCK=)`)}\n`);
+  },
+  30_000,
+);
+
 const unreadable = 'files without permission are refused to another user';
 testWith(
   unreadable,

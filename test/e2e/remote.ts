@@ -19,14 +19,14 @@ export interface StripeServer {
 export async function serveStripes(
   bed: Bed,
   disk: string,
-  { encrypted = false, tls = true, port = 0, more = {} as Settings } = {},
+  { encrypted = false, tls = true, port = 0, more = {} as Settings, under = [] as string[] } = {},
 ): Promise<StripeServer> {
   const keys: Settings = encrypted ? { encryption_key: testKeys } : {};
   const config = bed.config({ path: disk, ...keys, ...more });
   const key = tls ? psk : {};
   const listen = bed.config({ address: `127.0.0.1:${port}`, ...key });
   const argv = [binary, 'serve', 'stripes', '--config', config, '--listen-config', listen];
-  const child = bed.spawn(argv);
+  const child = bed.spawn([...under, ...argv]);
   const [, address] = await child.said(/ at (127\S+)/, 10_000, 0, child.stderr);
   return { child, address, config: bed.config({ address, ...key }) };
 }

@@ -94,6 +94,33 @@ test('a disk that is itself not filled yet is served through its own source', as
   await endStripes(first);
 }, 90_000);
 
+test('both ends warn once where the keys of connections may not be locked, and go on', async () => {
+  await using bed = new Bed();
+  const sizeBytes = 2 * MIB;
+  const image = bed.disk({ sizeBytes });
+  bed.fill(image, sizeBytes, seed);
+  const mayNot = ['setpriv', '--bounding-set=-ipc_lock', '--inh-caps=-ipc_lock'];
+  // Enough for rings, and less than keys take at once.
+  const under = [...mayNot, 'prlimit', `--memlock=${MIB}:${MIB}`];
+  const server = await serveStripes(bed, image, { under });
+  const { settings, disk } = await emptyDisk(bed, server, sizeBytes, {
+    settings: { autofetch: true },
+  });
+  const socket = bed.path('unlocked.sock');
+  const config = bed.config({ ...settings, path: disk, socket });
+  const child = bed.spawn([...under, binary, 'serve', 'vhost', '--config', config]);
+  await bed.listening(child, 10_000);
+  await allFetched(bed, settings.rpc_socket_path);
+  child.signal('SIGTERM');
+  expect(await child.exit(10_000)).toBe(0);
+  const warnings = ({ stderr }: typeof child) =>
+    stderr.text.match(/raise the memlock limit/g)?.length;
+  expect(warnings(child)).toBe(1);
+  expect(warnings(server.child)).toBe(1);
+  expect(Buffer.compare(readFileSync(disk), readFileSync(image))).toBe(0);
+  await endStripes(server);
+}, 60_000);
+
 const openssl = ['-psk', secret.toString('hex'), '-psk_identity', 'hosts', '-tls1_2'];
 const suite = ['-cipher', 'PSK-AES256-GCM-SHA384'];
 

@@ -22,6 +22,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import { Random, seed, soak } from '../random.ts';
 import { binary, Child, client, folders, hostProgram, keyValues, tool } from './processes.ts';
@@ -52,6 +53,11 @@ export const need = {
     if (!isRoot) return 'loop devices need root';
     if (!existsSync('/dev/loop-control')) return 'this kernel has no loop devices';
     return hostProgram('losetup') ? undefined : `'losetup' is not installed`;
+  },
+  kernel: (major: number, minor: number, what: string) => {
+    const [here, there] = release().split('.').map(Number);
+    const isNewer = here > major || (here === major && there >= minor);
+    return isNewer ? undefined : `this kernel is older than ${major}.${minor}, which ${what}`;
   },
   diskFolder: () => (folders.disk ? undefined : 'no folder on a disk (only tmpfs) was found'),
 };
