@@ -5,7 +5,7 @@
  */
 
 /** Turns between two tries. */
-const MOST_TURNS = 1024;
+const MOST_TURNS = 4096;
 
 export class Gathering {
   private count = 1;

@@ -75,8 +75,8 @@ export type QueueEnd = 'device ended' | 'left';
 const MOST_GATHERED = 16;
 /** One out of so many that the disk has. */
 const GATHERED_PART = 4;
-/** What gathering may take, in microseconds; and no longer than the last turn took. */
-const GATHER_US = 200;
+/** What gathering may take, in microseconds. */
+const GATHER_US = 100;
 
 /** What the main thread wants of a queue. */
 export const Stay = {
@@ -149,7 +149,6 @@ export class UblkQueue implements RequestOwner, RingHandler {
   run(): QueueEnd {
     const { ring, device } = this;
     let reaped = 0;
-    let turnUs = 0;
     for (;;) {
       device.receive?.();
       const stay = this.stay();
@@ -160,12 +159,10 @@ export class UblkQueue implements RequestOwner, RingHandler {
       // Results that are still to be handed over may bring new requests.
       if (this.open === 0 && stay === Stay.UNTIL_IDLE && ring.prepared === 0) break;
       if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
-      else ring.gather(this.gathered(reaped), turnUs);
-      const from = performance.now();
+      else ring.gather(this.gathered(reaped), GATHER_US);
       const idle = this.open === 0;
       reaped = ring.reap();
       if (idle && this.open === 0) this.gathering.turned(reaped);
-      turnUs = Math.min((performance.now() - from) * 1000, GATHER_US) | 0;
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
