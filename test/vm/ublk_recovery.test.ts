@@ -66,6 +66,15 @@ end_load() {
   wait "$load"
 }
 
+# Answers come in bursts: right after one of them nothing may be in work.
+busy() {
+  local reads=0 writes=0
+  until ((reads + writes >= 4)); do
+    kill -0 "$load"
+    read -r reads writes < "/sys/block/\${device#/dev/}/inflight"
+  done
+}
+
 # The server ends as in a crash.
 crash() {
   kill -9 "$server"
@@ -152,6 +161,7 @@ ${kind === 'encrypted' ? 'dd if=/dev/zero of="$device" bs=1M count=$((span >> 20
 begin_load /dev/shm/state ${options}
 for ((kill = 0; kill < ${kills}; kill++)); do
   progressed
+  ${recovery === 'requeue' ? 'busy' : ''}
   crash
   ${meanwhile[recovery]}
   serve ${config}
