@@ -149,6 +149,7 @@ UBIBLK_API int ubiblk_ublk_command(uint64_t handle, uint32_t op, const void *com
 UBIBLK_API int ubiblk_ublk_await(uint64_t handle, int32_t timeout_ms);
 UBIBLK_API int64_t ubiblk_ublk_map(int fd, uint32_t queue, uint32_t depth);
 UBIBLK_API int ubiblk_ublk_unmap(uint64_t address, uint32_t depth);
+UBIBLK_API double ubiblk_clock_ns(void);
 UBIBLK_API int ubiblk_io_flusher(void);
 UBIBLK_API int ubiblk_lock_memory(void);
 UBIBLK_API int ubiblk_set_affinity(const void *mask, uint32_t bytes);

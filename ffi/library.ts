@@ -111,6 +111,7 @@ const SYMBOLS = {
   ubiblk_ublk_await: { args: ['u64', 'i32'], returns: 'i32' },
   ubiblk_ublk_map: { args: ['i32', 'u32', 'u32'], returns: FFIType.i64_fast },
   ubiblk_ublk_unmap: { args: ['u64', 'u32'], returns: 'i32' },
+  ubiblk_clock_ns: { args: [], returns: 'f64' },
   ubiblk_io_flusher: { args: [], returns: 'i32' },
   ubiblk_lock_memory: { args: [], returns: 'i32' },
   ubiblk_set_affinity: { args: ['ptr', 'u32'], returns: 'i32' },

@@ -1,6 +1,6 @@
 import { writeSync } from 'node:fs';
 import { isatty } from 'node:tty';
-import { sizeText } from '../probe/report.ts';
+import { sizeText } from '../size_text.ts';
 
 const stderrFd = 2;
 const intervalMs = 250;

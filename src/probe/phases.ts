@@ -1,7 +1,7 @@
 /** What a probe does with a disk once it is connected: checks bytes, and measures. */
 import { UserError } from '../errors.ts';
+import { LatencyHistogram } from '../latency_histogram.ts';
 import { type BlockClient, T_IN, T_OUT } from './block_client.ts';
-import { LatencyHistogram } from './latency_histogram.ts';
 import { fillPattern, findDifference } from './pattern.ts';
 
 const RANDOM_BYTES = 4096;

@@ -1,4 +1,6 @@
 /** A probe's findings, for people and for programs. */
+
+import { sizeText } from '../size_text.ts';
 import type { DeviceDescription } from './block_client.ts';
 import { protocolFeatureNames, virtioFeatureNames } from './features.ts';
 import type { Measurement } from './phases.ts';
@@ -58,17 +60,4 @@ export function jsonReport(
 
 export function rows(entries: readonly (readonly [string, string])[]): string {
   return entries.map(([name, value]) => `${name.padEnd(18)} ${value}\n`).join('');
-}
-
-/** `4 KiB`, `1.5 GiB`: in the largest unit that is not below one. */
-export function sizeText(bytes: number | null): string {
-  if (bytes === null) return 'any size';
-  const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
-  let unit = 0;
-  let value = bytes;
-  while (value >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${Number.isInteger(value) ? value : value.toFixed(1)} ${units[unit]}`;
 }

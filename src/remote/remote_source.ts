@@ -4,7 +4,7 @@ import type { Psk } from '../crypto/tls_psk.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import type { StripeBuffer, StripeSource } from '../stripe/interfaces.ts';
+import type { SourceConnections, StripeBuffer, StripeSource } from '../stripe/interfaces.ts';
 import { HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
 import { ChannelError } from './channel.ts';
 import { type ConnectionOptions, StripeConnection } from './connection.ts';
@@ -130,6 +130,15 @@ export class RemoteSource implements StripeSource {
 
   whenBack(listener: () => void): void {
     this.returnListener = listener;
+  }
+
+  get connections(): SourceConnections {
+    const open = this.lanes.filter(({ connection }) => connection && !connection.failure).length;
+    return { open, most: this.options.connections, problem: this.away?.message ?? null };
+  }
+
+  reconnect(): void {
+    this.wakeAll();
   }
 
   async close(): Promise<void> {

@@ -1,4 +1,5 @@
 /** Reads and writes of whole ranges by a lane, at places that suit the file. */
+import { constants, openSync } from 'node:fs';
 import { EAGAIN, EINTR, ENODATA, fileError } from '../../ffi/errno.ts';
 import type { Lane, Part } from '../../ffi/lane.ts';
 import type { DiskFacts } from '../device/disk.ts';
@@ -104,5 +105,17 @@ async function call(name: string, start: () => Promise<number>): Promise<number>
     const result = await start();
     if (result >= 0) return result;
     if (result !== -EINTR && result !== -EAGAIN) throw fileError(name, result);
+  }
+}
+
+/**
+ * Another open description of the file. The kernel tells each of lost writes once: were it shared with
+ * the queues, a guest's flush would hide from us what it was told, and we from the guest.
+ */
+export function reopen(fd: number): number {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_RDWR);
+  } catch {
+    return fd;
   }
 }

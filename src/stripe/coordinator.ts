@@ -12,10 +12,18 @@ import {
   Fetcher,
   type FetchFailure,
   type FetchOptions,
+  type FetchTotals,
   type SlowFetch,
 } from './fetcher.ts';
 import { IdleStripes } from './idle_stripes.ts';
-import type { Clock, MetadataStore, StripeBuffer, StripeSource, TargetDisk } from './interfaces.ts';
+import type {
+  Clock,
+  MetadataStore,
+  SourceConnections,
+  StripeBuffer,
+  StripeSource,
+  TargetDisk,
+} from './interfaces.ts';
 import { type Change, Journal, type JournalOptions } from './journal.ts';
 import type { MetadataLayout } from './metadata_layout.ts';
 import {
@@ -97,6 +105,8 @@ export interface StripeStatus {
   queued: number;
   inFlight: number;
   autofetch: boolean;
+  /** Null where nothing was left to fetch when the process began. */
+  origin: StripeOrigin | null;
   metadataFailing: boolean;
   metadata: {
     /** Tries since it was written last, and why the last one failed. */
@@ -105,6 +115,17 @@ export interface StripeStatus {
     /** Changes that are not on record yet. */
     pending: number;
   };
+}
+
+/** Where stripes come from, and what has. */
+export interface StripeOrigin extends FetchTotals {
+  description: string;
+  /** False when all is fetched: it is needed no more. */
+  inUse: boolean;
+  /** Bytes that requests have read from the image without its stripes' becoming local. */
+  bytesFromImage: number;
+  /** Null for a source that has none. */
+  connections: SourceConnections | null;
 }
 
 function newWork(phase: Phase, ...askers: Asker[]): Work {
@@ -214,8 +235,34 @@ export class Coordinator {
       queued: this.fetcher?.queued ?? 0,
       inFlight: this.fetcher?.inFlight ?? 0,
       autofetch: this.fetcher?.autofetch ?? false,
+      origin: this.origin,
       metadataFailing: attempts > 0,
       metadata: { attempts, message, pending: this.journal.unfinished },
+    };
+  }
+
+  /** Whether stripes are fetched that nobody has asked for; nothing is where none is left. */
+  set autofetch(on: boolean) {
+    if (this.fetcher) this.fetcher.autofetch = on;
+  }
+
+  /** Has all that fails tried at once. @returns how much that is */
+  retryFailed(): number {
+    const failing = this.fetcher?.failingCount ?? 0;
+    this.parts.source?.reconnect?.();
+    this.fetcher?.retryFailed();
+    return failing;
+  }
+
+  private get origin(): StripeOrigin | null {
+    const { source, shared } = this.parts;
+    if (!source || !this.fetcher) return null;
+    return {
+      ...this.fetcher.totals,
+      description: source.description,
+      inUse: this.closing === null,
+      bytesFromImage: shared.bytesFromImage,
+      connections: this.closing ? null : (source.connections ?? null),
     };
   }
 

@@ -1,12 +1,12 @@
 /** The disk as main fills it: through the same open files as the queues, encrypted where it is. */
-import { closeSync, constants, openSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { EOPNOTSUPP, fileError } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { cipherXts } from '../crypto/xts.ts';
 import type { DiskFacts } from '../device/disk.ts';
-import { syncFile, writeOutAt } from './async_file.ts';
+import { reopen, syncFile, writeOutAt } from './async_file.ts';
 import type { StripeBuffer, TargetDisk } from './interfaces.ts';
 
 /** include/uapi/linux/falloc.h: punch a hole, keep the size. */
@@ -90,17 +90,5 @@ export class DiskTarget implements TargetDisk {
   private zeroBuffer(): NativeBuffer {
     this.zeroes ??= new NativeBuffer(ZERO_BYTES);
     return this.zeroes;
-  }
-}
-
-/**
- * Another open description of the file. The kernel tells each of lost writes once: were it shared with
- * the queues, a guest's flush would hide from us what it was told, and we from the guest.
- */
-function reopen(fd: number): number {
-  try {
-    return openSync(`/proc/self/fd/${fd}`, constants.O_RDWR);
-  } catch {
-    return fd;
   }
 }

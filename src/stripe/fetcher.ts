@@ -25,6 +25,20 @@ export interface FetchFailure {
   message: string;
 }
 
+/** What has come from the source since the process began; bytes of the disk. */
+export interface FetchTotals {
+  /** Fetches whose data is on the disk. */
+  stripes: number;
+  /** Carried from the source. */
+  bytesRead: number;
+  /** Shared with the source's blocks: nothing was carried. */
+  bytesShared: number;
+  /** The source has nothing there but zeroes. */
+  bytesZero: number;
+  /** Fetches that failed. */
+  failures: number;
+}
+
 /** A fetch that takes long. */
 export interface SlowFetch {
   stripe: number;
@@ -112,6 +126,13 @@ export class Fetcher {
   private readonly retries = new Map<number, Retry>();
   private outage: Outage | null = null;
   private fetches = 0;
+  readonly totals: FetchTotals = {
+    stripes: 0,
+    bytesRead: 0,
+    bytesShared: 0,
+    bytesZero: 0,
+    failures: 0,
+  };
   private readonly free: StripeBuffer[];
   private readonly buffers: number;
   private readonly stop = new AbortController();
@@ -133,7 +154,7 @@ export class Fetcher {
   ) {
     this.free = [...buffers];
     this.buffers = buffers.length;
-    source.whenBack?.(() => this.sourceIsBack());
+    source.whenBack?.(() => this.retryFailed());
   }
 
   /** Stripes that wait for their turn or their next try. */
@@ -220,8 +241,8 @@ export class Fetcher {
     this.noteFailure();
   }
 
-  /** All that has failed is tried at once. */
-  private sourceIsBack(): void {
+  /** All that has failed is tried at once, whatever the reason is to believe in it. */
+  retryFailed(): void {
     for (const [stripe, retry] of this.retries) if (retry.resting) this.tryNow(stripe, true);
     if (this.outage) this.outage.restUntilMs = this.clock.now();
     this.pump();
@@ -321,8 +342,8 @@ export class Fetcher {
     const number = this.fetches++;
     let error: Error | null = null;
     try {
-      if (!(await this.source.copy?.(stripe, offset, length)))
-        await this.carry(stripe, offset, part);
+      if (await this.source.copy?.(stripe, offset, length)) this.totals.bytesShared += length;
+      else await this.carry(stripe, offset, part);
     } catch (thrown) {
       error = thrown as Error;
     }
@@ -332,12 +353,16 @@ export class Fetcher {
     const lost = this.doubtful.get(stripe);
     this.doubtful.delete(stripe);
     if (this.stop.signal.aborted) return;
-    if (error) this.listener.failed(stripe, error);
+    if (error) {
+      this.totals.failures++;
+      this.listener.failed(stripe, error);
+    }
     error ??= lost ?? null;
     if (error) {
       this.noteFailure();
       this.retryOrForget(stripe, error);
     } else {
+      this.totals.stripes++;
       this.unrecorded.set(stripe, number);
       this.listener.written(stripe);
     }
@@ -352,8 +377,10 @@ export class Fetcher {
     if (signal.aborted) return;
     if (hasData) {
       await this.target.write(offset, part);
+      this.totals.bytesRead += part.bytes.length;
     } else {
       await this.target.zero(offset, part.bytes.length);
+      this.totals.bytesZero += part.bytes.length;
       // It may have waited for nothing: others get their turn before the next one.
       await this.clock.sleep(0);
     }

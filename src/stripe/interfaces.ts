@@ -30,8 +30,19 @@ export interface StripeSource {
   copy?(stripe: number, offset: number, length: number): Promise<boolean>;
   /** Has a listener told when the source was away and can be asked again, where it finds out by itself. */
   whenBack?(listener: () => void): void;
+  /** Where it has connections: how many there are, of how many at most, and why there is none. */
+  readonly connections?: SourceConnections;
+  /** Tries at once to have again what it has lost. */
+  reconnect?(): void;
   /** Gives up connections and files; nothing is asked for afterwards. */
   close(): Promise<void>;
+}
+
+export interface SourceConnections {
+  open: number;
+  most: number;
+  /** Why there is none at all; null where there are some, or none has been needed yet. */
+  problem: string | null;
 }
 
 /** Page-aligned native memory, and a window over it. */

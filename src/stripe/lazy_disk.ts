@@ -133,6 +133,16 @@ export class LazyDisk {
     return this.coordinator.status;
   }
 
+  /** Whether stripes are fetched that no request needs. */
+  set autofetch(on: boolean) {
+    this.coordinator.autofetch = on;
+  }
+
+  /** Has all stripes that could not be fetched tried at once. @returns how many those are */
+  retryFailed(): number {
+    return this.coordinator.retryFailed();
+  }
+
   /** Fails what waits for stripes, and whatever will, so that queues can end. */
   giveUp(): void {
     this.coordinator.giveUp();

@@ -282,6 +282,7 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     this.imageReads.push(reading);
     const stripe = Math.floor(request.offset / this.options.stripeBytes);
     if (reading.result === 0) {
+      this.shared.countFromImage(this.options.queue, request.length);
       request.result = 0;
       request.owner.completed(request);
     } else if (this.isReady(stripe, true)) {

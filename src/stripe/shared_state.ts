@@ -88,13 +88,15 @@ const RING_WORDS = RING_HEADER_WORDS + RING_ANSWERS * ANSWER_WORDS;
 
 /** Bytes of shared memory for so many stripes and queues. */
 export function sharedStripeBytes(stripes: number, queues: number): number {
-  return (HEADER_WORDS + queues * RING_WORDS) * 4 + stripes;
+  return (HEADER_WORDS + queues * RING_WORDS) * 4 + queues * 8 + stripes;
 }
 
 export class SharedStripes {
   /** One byte for each stripe: FETCHED, WRITTEN, HAS_SOURCE. */
   readonly states: Uint8Array;
   private readonly words: Int32Array;
+  /** Bytes that each queue has read from the image for its requests. */
+  private readonly fromImage: Float64Array;
 
   constructor(
     readonly shared: SharedArrayBuffer,
@@ -103,7 +105,8 @@ export class SharedStripes {
   ) {
     const words = HEADER_WORDS + queues * RING_WORDS;
     this.words = new Int32Array(shared, 0, words);
-    this.states = new Uint8Array(shared, words * 4, stripes);
+    this.fromImage = new Float64Array(shared, words * 4, queues);
+    this.states = new Uint8Array(shared, words * 4 + queues * 8, stripes);
   }
 
   /** Whether every stripe is local and no write needs to be recorded: nobody need look further. */
@@ -122,6 +125,16 @@ export class SharedStripes {
 
   set imageDone(done: boolean) {
     Atomics.store(this.words, IMAGE_DONE, done ? 1 : 0);
+  }
+
+  /** Queue: so many bytes of a request came from the image. */
+  countFromImage(queue: number, bytes: number): void {
+    this.fromImage[queue] += bytes;
+  }
+
+  /** Main: the sum of that over all queues. */
+  get bytesFromImage(): number {
+    return this.fromImage.reduce((sum, bytes) => sum + bytes, 0);
   }
 
   /** Queue: a stripe's bits, which main may change between two looks at them. */

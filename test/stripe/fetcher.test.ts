@@ -469,3 +469,29 @@ test('autofetch at a pace never sleeps for less than no time', async () => {
   expect(fetched.length).toBe(STRIPES);
   expect(clock.shortestSleepMs).toBeGreaterThanOrEqual(0);
 });
+
+test('all that rests is tried at once when somebody says so, and what becomes of fetches is counted', async () => {
+  away = true;
+  const stripes = fetcher({ buffers: 4 });
+  for (const stripe of [3, 4]) ask(stripes, stripe);
+  await clock.pass(HOUR);
+  const tries = asked.length;
+  expect(stripes.totals).toEqual({
+    ...{ stripes: 0, bytesRead: 0, bytesShared: 0, bytesZero: 0 },
+    failures: tries,
+  });
+  stripes.retryFailed();
+  await clock.pass(1);
+  expect(asked.length).toBe(tries + 2);
+  away = false;
+  stripes.retryFailed();
+  await clock.pass(1);
+  expect(fetched).toEqual([3, 4]);
+  read = async () => false;
+  ask(stripes, 5);
+  await clock.pass(1);
+  expect(stripes.totals).toEqual({
+    ...{ stripes: 3, bytesRead: 2 * STRIPE, bytesShared: 0, bytesZero: STRIPE },
+    failures: tries + 2,
+  });
+});

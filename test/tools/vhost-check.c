@@ -32,7 +32,8 @@
 //     errors=1     requests may fail: they are counted, and what they should have changed may be
 //                  there or not. To compare it later, use cache=1, too
 //
-// Prints one line of counts. Exit status: 0 all as expected, 1 a wrong byte, a failed request or
+// Prints one line of bytes and one of counts; the bytes and the reads before them hold the first
+// and last reads of all, too. Exit status: 0 all as expected, 1 a wrong byte, a failed request or
 // no answer, 2 wrong usage or no connection.
 #define _GNU_SOURCE
 #include <blkio.h>
@@ -76,6 +77,7 @@ static uint64_t sectors;
 static uint32_t *answered; // per sector, with cache=1: the last value answered
 static bool errors_allowed;
 static unsigned long long errors;
+static unsigned long long reads, bytes_of[256]; // of all that was answered
 static const unsigned char *image; // what the part holds that was never written to, or NULL
 
 static uint64_t next_random(uint64_t *s)
@@ -342,8 +344,11 @@ static void read_now(struct blkio *b, uint64_t at, void *to, uint64_t len, const
     struct timespec limit = {(time_t)option("timeout", 30), 0};
     blkioq_read(blkio_get_queue(b, 0), at, to, len, NULL, 0);
     int r = blkioq_do_io(blkio_get_queue(b, 0), &c, 1, 1, &limit);
-    if (r == 1 && !c.ret)
+    if (r == 1 && !c.ret) {
+        reads++;
+        bytes_of['r'] += len;
         return;
+    }
     fprintf(stderr, "vhost-check: %s read of %llu+%llu failed: %s\n", when, (unsigned long long)at,
             (unsigned long long)len, strerror(-(r < 0 ? r : c.ret)));
     exit(1);
@@ -526,6 +531,7 @@ int main(int argc, char **argv)
                 answers++;
                 count[(unsigned char)q->kind]++;
                 moved += q->len;
+                bytes_of[(unsigned char)q->kind] += q->len;
                 bad |= completed(q, done[k].ret, zero);
             }
         }
@@ -549,6 +555,8 @@ int main(int argc, char **argv)
         read_now(b, offset + at, scratch, n, "last");
         bad |= compare(at, n, scratch, "last read");
     }
+    printf("vhost-check: %llu reads, bytes: %llu r, %llu w, %llu z, %llu d\n", reads + count['r'],
+           bytes_of['r'], bytes_of['w'] + bytes_of['u'], bytes_of['z'], bytes_of['d']);
     printf(
         "vhost-check: seed %llu, %llu requests (%llu r, %llu w, %llu u, %llu z, %llu d, %llu f), "
         "%llu errors, %llu MiB, %.2f s: %s\n",

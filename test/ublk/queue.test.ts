@@ -247,9 +247,15 @@ test('what is in work is shown, and gone from there when it is answered', () => 
     yield;
     expect(b.shown).toEqual([['flush'], ['write', 32, 16]]);
     b.disk.finish(2);
+    yield;
     expect(b.shown).toEqual([['write', 32, 16]]);
     b.disk.finish(6);
+    yield;
     expect(b.shown).toEqual([]);
+    const { counters } = b.board.queues[0];
+    expect(counters.refusedRequests).toBe(1);
+    expect(counters.of(WRITE)).toMatchObject({ ops: 1, bytes: 16 * 512, errors: 0 });
+    for (const op of [WRITE, FLUSH]) expect(counters.of(op).latency.count).toBe(1);
   });
 });
 

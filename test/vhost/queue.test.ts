@@ -1,5 +1,6 @@
 /** A queue whose driver, disk and control thread do what they like. */
 import { afterEach, expect, spyOn, test } from 'bun:test';
+import { shim } from '../../ffi/library.ts';
 import { SPIN_CROWDED } from '../../ffi/ring.ts';
 import {
   type BlockRequest,
@@ -457,5 +458,44 @@ test('of a request of several ranges the board shows the one in hand', () => {
     b.device.finish(0);
     yield;
     expect(b.board.list()).toEqual([['write_zeroes', 16, 24]]);
+    b.device.finish(0);
+    yield;
+    const zeroed = b.board.counters.of(WRITE_ZEROES);
+    expect(zeroed).toMatchObject({ ops: 1, bytes: 32 * 512, errors: 0 });
+    expect(zeroed.latency.count).toBe(1);
   });
+});
+
+test('requests are counted and timed; what is refused, and what is no I/O, is not', () => {
+  run(
+    function* (b) {
+      const from = shim.ubiblk_clock_ns();
+      b.offer(3, IN, 8, 2048);
+      b.offer(1, OUT, 3, 512);
+      b.offer(2, GET_ID, 0, 32);
+      b.offer(4, 4, 0, 0);
+      b.offer(0, IN, 1 << 30, 512);
+      yield;
+      const { counters } = b.board;
+      expect(counters.refusedRequests).toBe(1);
+      expect(counters.of(READ)).toMatchObject({ ops: 1, bytes: 2048, errors: 0 });
+      expect(counters.of(READ).latency.count).toBe(0);
+      b.device.finish(0, EIO);
+      while (b.device.open.length > 0) b.device.finish(0);
+      yield;
+      const tookNs = shim.ubiblk_clock_ns() - from;
+      for (const [op, ops, bytes, errors] of [
+        [READ, 1, 2048, 1],
+        [WRITE, 1, 512, 0],
+        [FLUSH, 1, 0, 0],
+      ]) {
+        const counted = counters.of(op);
+        expect(counted).toMatchObject({ ops, bytes, errors });
+        expect(counted.latency.count).toBe(ops);
+        expect(counted.latency.sumNs).toBeGreaterThan(0);
+        expect(counted.latency.sumNs).toBeLessThanOrEqual(tookNs);
+      }
+    },
+    { inflight: true },
+  );
 });

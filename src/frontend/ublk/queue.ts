@@ -100,6 +100,11 @@ export class UblkQueue implements RequestOwner, RingHandler {
   private open = 0;
   private leaving = false;
   private error: Error | null = null;
+  /** When this turn began, in nanoseconds of the shim's clock. */
+  private nowNs = 0;
+  /** Tags whose results are about to be handed over. */
+  private readonly ended: Uint16Array;
+  private endedCount = 0;
   private readonly handler: number;
   private readonly gathering = new Gathering(MOST_GATHERED);
   private readonly requests: UblkRequest[] = [];
@@ -122,6 +127,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
     private readonly stay: () => number,
   ) {
     const { queue, depth, maxIoBytes, dataPath, charFd } = shape;
+    this.ended = new Uint16Array(depth);
     this.handler = ring.addHandler(this);
     this.mapped = shim.ubiblk_ublk_map(charFd, queue, depth) as number;
     if (this.mapped < 0) throw failed('mmap of the ublk descriptors', this.mapped);
@@ -155,14 +161,17 @@ export class UblkQueue implements RequestOwner, RingHandler {
       if (stay === Stay.NO_LONGER) this.leaving = true;
       // What waits for stripes is left, too: the kernel gives it to the successor.
       if (this.leaving) device.abandon?.();
+      if (this.endedCount > 0) this.noteEnds(shim.ubiblk_clock_ns());
       if (this.open === 0 && (this.leaving || this.held === 0)) break;
       // Results that are still to be handed over may bring new requests.
       if (this.open === 0 && stay === Stay.UNTIL_IDLE && ring.prepared === 0) break;
       if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
       else ring.gather(this.gathered(reaped), GATHER_US);
+      this.nowNs = shim.ubiblk_clock_ns();
       const idle = this.open === 0;
       reaped = ring.reap();
       if (idle && this.open === 0) this.gathering.turned(reaped);
+      this.noteEnds(shim.ubiblk_clock_ns());
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
@@ -209,7 +218,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
 
   abandoned(request: BlockRequest): void {
     this.open--;
-    this.board.wipe((request as UblkRequest).tag);
+    this.board.drop((request as UblkRequest).tag);
   }
 
   private start(request: UblkRequest): void {
@@ -220,7 +229,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
     const op = BLOCK_OPS[flags & IO_OP_MASK];
     this.open++;
     if (op === undefined) {
-      this.commit(tag, -EOPNOTSUPP);
+      this.refuse(tag, -EOPNOTSUPP);
       return;
     }
     const { shape } = this;
@@ -229,11 +238,11 @@ export class UblkQueue implements RequestOwner, RingHandler {
     const offset = op === FLUSH ? 0 : (words[at + 2] + words[at + 3] * 2 ** 32) * 512;
     const moves = op === READ || op === WRITE;
     if (moves && length > shape.maxIoBytes) {
-      this.commit(tag, -EINVAL);
+      this.refuse(tag, -EINVAL);
       return;
     }
     if (offset + length > shape.sizeBytes) {
-      this.commit(tag, -EIO);
+      this.refuse(tag, -EIO);
       return;
     }
     request.op = op;
@@ -246,13 +255,26 @@ export class UblkQueue implements RequestOwner, RingHandler {
     if (shape.dataPath === 'registered') request.buffer = moves ? tag : -1;
     request.address = this.addressOf(tag);
     request.origin = tag;
-    this.board.show(tag, request);
+    this.board.begin(tag, request, this.nowNs);
     this.device.submit(request);
+  }
+
+  private refuse(tag: number, result: number): void {
+    this.board.counters.refused();
+    this.commit(tag, result);
+  }
+
+  private noteEnds(nowNs: number): void {
+    for (let i = 0; i < this.endedCount; i++) {
+      const tag = this.ended[i];
+      this.board.end(tag, this.requests[tag], nowNs);
+    }
+    this.endedCount = 0;
   }
 
   private commit(tag: number, result: number): void {
     this.open--;
-    this.board.wipe(tag);
+    this.ended[this.endedCount++] = tag;
     this.command(this.shape.ops.commit, tag, result);
   }
 

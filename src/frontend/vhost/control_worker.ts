@@ -97,6 +97,11 @@ class QueueThreads implements QueueControl {
     this.shared.writeback = on;
   };
 
+  /** For whoever looks from outside. */
+  setConnected(yes: boolean): void {
+    this.shared.connected = yes;
+  }
+
   flush: QueueControl['flush'] = () => {
     if (this.start_.facts.fd < 0 || this.start_.facts.readOnly) return;
     const result = shim.ubiblk_fdatasync(this.start_.facts.fd);
@@ -174,6 +179,7 @@ class Control {
       return;
     }
     this.connection = fd;
+    this.queues.setConnected(true);
     this.refusedOther = false;
     const { numQueues, queueSize } = this.start.options;
     // A new guest starts with the cache mode that the configuration says.
@@ -201,6 +207,7 @@ class Control {
     this.session = null;
     shim.ubiblk_close(this.connection);
     this.connection = -1;
+    this.queues.setConnected(false);
   }
 
   private receive(): void {

@@ -86,6 +86,8 @@ export class VhostQueue implements RequestOwner {
   private slow = false;
   /** A ring without a kick descriptor: its driver expects to be polled. */
   private mustPoll = false;
+  /** The time of this turn, in nanoseconds of the shim's clock; 0 where it isn't known. */
+  private nowNs = 0;
   /** Other threads have a say in the device. */
   private readonly listens: boolean;
 
@@ -138,14 +140,14 @@ export class VhostQueue implements RequestOwner {
     const given = request as VhostRequest;
     given.busy = false;
     this.open--;
-    this.board.wipe(given.head);
+    this.board.drop(given.head);
   }
 
   completed(request: BlockRequest): void {
     const done = request as VhostRequest;
     const ring = this.ring as RunningRing;
     if (done.result === 0 && done.ranges > 0 && ring.reader.nextRange(done)) {
-      this.board.show(done.head, done);
+      this.board.goOn(done.head, done);
       this.device.submit(done);
       return;
     }
@@ -161,9 +163,13 @@ export class VhostQueue implements RequestOwner {
     this.waiter.progress();
     // After what may have seen the wake-up: the next sleep would know nothing of it.
     if (this.listens) this.device.receive?.();
-    if (this.answeredCount > 0) this.publish(queue);
-    else if (taken === 0) this.rest(queue);
+    if (this.answeredCount > 0) {
+      this.publish(queue);
+      return;
+    }
+    if (taken === 0) this.rest(queue);
     else this.spunUs = 0;
+    this.nowNs = 0;
   }
 
   private take(queue: Virtqueue): number {
@@ -173,7 +179,11 @@ export class VhostQueue implements RequestOwner {
     while (count < room) {
       const head = queue.pop();
       if (head < 0) break;
-      if (count++ === 0) queue.stopNotifications();
+      if (count++ === 0) {
+        queue.stopNotifications();
+        // A turn that follows an answer knows the time.
+        if (this.nowNs === 0) this.nowNs = shim.ubiblk_clock_ns();
+      }
       this.start(head);
     }
     return count;
@@ -189,11 +199,13 @@ export class VhostQueue implements RequestOwner {
     const parsed = ring.reader.read(head, request);
     if (parsed === PARSED) {
       request.durable = !this.shared.writeback;
-      this.board.show(head, request);
+      this.board.begin(head, request, this.nowNs);
       this.device.submit(request);
     } else if (parsed === MALFORMED) {
+      this.board.counters.refused();
       this.giveBack(ring, request, 0);
     } else {
+      if (request.status !== S_OK) this.board.counters.refused();
       this.answer(ring, request, request.status);
     }
   }
@@ -206,13 +218,9 @@ export class VhostQueue implements RequestOwner {
   private giveBack(ring: RunningRing, request: VhostRequest, lengthBytes: number): void {
     request.busy = false;
     this.open--;
-    this.board.wipe(request.head);
     ring.queue.push(request.head, lengthBytes);
-    if (ring.inflight) {
-      ring.inflight.finishing(request.head);
-      this.answered[this.answeredCount] = request.head;
-    }
-    this.answeredCount++;
+    if (ring.inflight) ring.inflight.finishing(request.head);
+    this.answered[this.answeredCount++] = request.head;
   }
 
   /** Shows the driver what was answered, and interrupts it where it wants that. */
@@ -220,11 +228,21 @@ export class VhostQueue implements RequestOwner {
     queue.publish();
     const inflight = (this.ring as RunningRing).inflight;
     if (inflight) inflight.finished(this.answered, this.answeredCount, queue.nextUsed);
+    this.noteAnswers();
     this.answeredCount = 0;
     this.spunUs = 0;
     this.slow = this.waited;
     this.waited = false;
     if (queue.needsInterrupt()) this.interrupt();
+  }
+
+  private noteAnswers(): void {
+    this.nowNs = shim.ubiblk_clock_ns();
+    const { answered, nowNs } = this;
+    const { requests } = this.pool;
+    for (let i = 0; i < this.answeredCount; i++) {
+      this.board.end(answered[i], requests[answered[i]], nowNs);
+    }
   }
 
   private interrupt(): void {
@@ -325,6 +343,7 @@ export class VhostQueue implements RequestOwner {
     const heads = inflight.recover(queue.nextUsed);
     if (!heads) return;
     queue.skipTo(queue.nextUsed + heads.length);
+    this.nowNs = shim.ubiblk_clock_ns();
     if (heads.length > 0)
       this.log.info('answering requests left in flight', { count: heads.length });
     for (const head of heads) this.start(head);

@@ -52,9 +52,13 @@ const INTS = 16;
 const ARGS = 16;
 const LINK_BYTES = INTS * 4 + ARGS * 8;
 
-/** Fields that all queues share, in 32-bit words: whether the guest's writes may stay in a cache. */
+/**
+ * Fields that all queues share, in 32-bit words: whether the guest's writes may stay in a cache; whether
+ * there is a frontend.
+ */
 const WRITEBACK = 0;
 const REGION_COUNT = 1;
+const CONNECTED = 2;
 const SHARED_INTS = 4;
 const REGION_FIELDS = 5;
 const SHARED_BYTES = SHARED_INTS * 4 + MAX_MEMORY_SLOTS * REGION_FIELDS * 8;
@@ -97,6 +101,14 @@ export class SharedState {
 
   set writeback(on: boolean) {
     Atomics.store(this.ints, WRITEBACK, on ? 1 : 0);
+  }
+
+  get connected(): boolean {
+    return Atomics.load(this.ints, CONNECTED) === 1;
+  }
+
+  set connected(yes: boolean) {
+    Atomics.store(this.ints, CONNECTED, yes ? 1 : 0);
   }
 
   get regions(): MemoryRegion[] {

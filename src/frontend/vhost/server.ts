@@ -66,8 +66,15 @@ export class VhostServer {
     private readonly control: Thread,
     threads: readonly Thread[],
     private readonly board: RequestBoard,
+    private readonly shared: SharedState,
   ) {
     this.failed = Promise.race(threads.map((thread) => thread.failed));
+  }
+
+  /** Whether a virtual machine is connected, and whether its writes may stay in a cache. */
+  get frontend(): { connected: boolean; writeback: boolean } {
+    const { connected, writeback } = this.shared;
+    return { connected, writeback };
   }
 
   /**
@@ -123,7 +130,8 @@ export async function startVhostServer(
 ): Promise<VhostServer> {
   const libraryFd = openLibrary();
   const shared = new SharedArrayBuffer(linkBytes(options.numQueues));
-  new SharedState(shared).writeback = !disk.facts.writeThrough;
+  const state = new SharedState(shared);
+  state.writeback = !disk.facts.writeThrough;
   const start = { libraryFd, shared, facts: disk.facts, options, log: log.settings };
   const socket = ListeningSocket.make(options.socketPath, SOCKET_MODE);
   try {
@@ -144,7 +152,7 @@ export async function startVhostServer(
     await control.start({ ...start, ...forControl } satisfies ControlStart);
     threads.push(control);
     log.info(`listening on '${options.socketPath}'`);
-    return new VhostServer(socket, stopFd, control, threads, board);
+    return new VhostServer(socket, stopFd, control, threads, board, state);
   } catch (error) {
     socket.close();
     throw error;
