@@ -29,6 +29,8 @@ import { startUblkQueues, type UblkServer } from '../frontend/ublk/server.ts';
 import { noteFolder, removeNote, writeNote } from '../frontend/ublk/state_file.ts';
 import { checkLinkPlace, makeLink, removeLink } from '../frontend/ublk/symlink.ts';
 import type { Log } from '../log.ts';
+import type { FrontendState } from '../observe/device_commands.ts';
+import type { MetricsServer } from '../observe/metrics_server.ts';
 import type { RpcServer } from '../observe/rpc_server.ts';
 import { highestPossibleCpu } from '../processors.ts';
 import type { LazyDisk } from '../stripe/lazy_disk.ts';
@@ -38,18 +40,20 @@ import { secondsOf } from './seconds.ts';
 import {
   diskDescription,
   impatiently,
+  metricsPath,
   openLazy,
   openServedDisk,
   readSettings,
   type Settings,
   STOP_PATIENCE_MS,
+  servedDevice,
+  startMetrics,
   startRpc,
   unlinkKek,
 } from './served_disk.ts';
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
-import { refuseBusySocket } from './socket_places.ts';
-import { version } from './version.ts';
+import { checkSocketPlaces, refuseBusySocket } from './socket_places.ts';
 
 const DEFAULT_MAX_IO_BYTES = 1 << 20;
 const PAGE_BYTES = 4096;
@@ -124,11 +128,14 @@ class ServeUblk {
   private readonly config: DeviceConfig;
   private lazy: LazyDisk | null = null;
   private rpc: RpcServer | null = null;
+  private metrics: MetricsServer | null = null;
   private readonly signals: StopSignals;
   private readonly toLeave = Promise.withResolvers<undefined>();
   /** Whether the device is left to a successor at the end. */
   private keep: boolean;
   private ending = false;
+  /** Whether the block device is there to be used. */
+  private shown = false;
   private recovery: UblkRecovery = 'off';
   /** Of the data file and the configuration: the working directory will be another one. */
   private readonly places: { disk: string; config: string };
@@ -152,7 +159,14 @@ class ServeUblk {
   async run(): Promise<number> {
     const { config, args, log, disk } = this;
     const rpcPath = config.rpcSocketPath && resolve(config.rpcSocketPath);
+    const metrics = metricsPath(config);
+    if (metrics !== undefined) config.metricsListen = resolve(metrics);
+    checkSocketPlaces([
+      ['rpc_socket_path', rpcPath],
+      ['metrics_listen', metricsPath(config)],
+    ]);
     await refuseBusySocket(rpcPath);
+    await refuseBusySocket(metricsPath(config));
     if (args.has('check')) return await this.check();
     // Not before nobody uses the disk any more.
     let idle = true;
@@ -180,6 +194,7 @@ class ServeUblk {
       idle = true;
       return 0;
     } finally {
+      this.metrics?.stop();
       this.rpc?.stop();
       if (idle) {
         await this.lazy?.close();
@@ -281,12 +296,24 @@ class ServeUblk {
       );
     }
     const board = new RequestBoard(queues, depth);
-    const status = lazy ? () => lazy.status : () => null;
-    this.rpc = await startRpc(rpcPath, { version, status, board }, log);
+    const state = () => this.frontend(device);
+    const { ask } = this.signals;
+    const told = servedDevice('ublk', disk, this.config, board, lazy, state, ask);
+    this.rpc = await startRpc(rpcPath, told, log);
+    this.metrics = await startMetrics(this.config, told, log);
     const { ioEngine, cpus } = options;
     const used = { facts: disk.facts, ioEngine, ...(cpus && { cpus }) };
     const server = await startUblkQueues(control, device, used, board, lazy, log);
     return { control, device, options, server };
+  }
+
+  private frontend({ info }: UblkDevice): FrontendState {
+    const { writeThrough } = this.disk.facts;
+    return {
+      connected: this.shown && !this.ending,
+      writeback: !writeThrough,
+      blockDevice: blockPath(info.id),
+    };
   }
 
   /** Serves until the end. @returns the error of a thread that died */
@@ -370,6 +397,7 @@ class ServeUblk {
   private show({ info, mode, recovered }: UblkDevice): void {
     const path = blockPath(info.id);
     const { log } = this;
+    this.shown = true;
     this.trying(() => this.note(info.id));
     this.trying(() => this.link && makeLink(this.link, path));
     log.info(`${recovered ? 'serving again' : 'serving'} '${path}'`, {

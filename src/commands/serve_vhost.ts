@@ -3,25 +3,28 @@ import type { Disk } from '../device/disk.ts';
 import { RequestBoard } from '../device/request_board.ts';
 import { UsageError, UserError } from '../errors.ts';
 import { largestRing } from '../frontend/vhost/protocol.ts';
-import { startVhostServer, type VhostOptions } from '../frontend/vhost/server.ts';
+import { startVhostServer, type VhostOptions, type VhostServer } from '../frontend/vhost/server.ts';
 import type { Log } from '../log.ts';
+import type { MetricsServer } from '../observe/metrics_server.ts';
 import type { LazyDisk } from '../stripe/lazy_disk.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 import {
   diskDescription,
   impatiently,
+  metricsPath,
   openLazy,
   openServedDisk,
   readSettings,
   type Settings,
+  servedDevice,
+  startMetrics,
   startRpc,
   unlinkKek,
 } from './served_disk.ts';
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
 import { checkSocketPlaces, refuseBusySocket } from './socket_places.ts';
-import { version } from './version.ts';
 
 const DEFAULT_SEG_SIZE_MAX = 65536;
 
@@ -41,6 +44,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     lazy = await openLazy(disk, settings, config.numQueues, log);
     await refuseBusySocket(socket);
     await refuseBusySocket(config.rpcSocketPath);
+    await refuseBusySocket(metricsPath(config));
     if (args.has('check')) {
       writeOutput(`OK: ${diskDescription(disk)}, to serve at '${socket}'\n`);
       return 0;
@@ -66,7 +70,11 @@ function socketOf(args: Arguments, { config, wipeSecrets }: Settings): string {
           '--socket',
       );
     }
-    checkSocketPlaces(socket, config.rpcSocketPath);
+    checkSocketPlaces([
+      ["the frontend's socket", socket],
+      ['rpc_socket_path', config.rpcSocketPath],
+      ['metrics_listen', metricsPath(config)],
+    ]);
     return socket;
   } catch (error) {
     wipeSecrets();
@@ -101,10 +109,14 @@ async function serve(
 ): Promise<boolean> {
   const signals = new StopSignals(log);
   const board = new RequestBoard(options.numQueues, largestRing(options.queueSize));
-  const status = lazy ? () => lazy.status : () => null;
-  const rpc = await startRpc(config.rpcSocketPath, { version, status, board }, log);
+  let server: VhostServer | null = null;
+  const state = () => server?.frontend ?? { connected: false, writeback: !disk.facts.writeThrough };
+  const device = servedDevice('vhost', disk, config, board, lazy, state, signals.ask);
+  const rpc = await startRpc(config.rpcSocketPath, device, log);
+  let metrics: MetricsServer | null = null;
   try {
-    const server = await startVhostServer(disk, options, board, log, lazy);
+    metrics = await startMetrics(config, device, log);
+    server = await startVhostServer(disk, options, board, log, lazy);
     notifyServiceManager('READY=1');
     let failure = await Promise.race([signals.stop, server.failed]);
     notifyServiceManager('STOPPING=1');
@@ -117,6 +129,7 @@ async function serve(
     log.info('stopped');
     return true;
   } finally {
+    metrics?.stop();
     rpc?.stop();
   }
 }

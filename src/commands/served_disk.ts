@@ -1,16 +1,28 @@
 /** What every front end does with its command line, its configuration and its disk. */
+import { Lane } from '../../ffi/lane.ts';
+import { isAddress, splitAddress } from '../config/address.ts';
 import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
-import { type Disk, openDisk, openNullDisk } from '../device/disk.ts';
+import { type Disk, type DiskFacts, openDisk, openNullDisk } from '../device/disk.ts';
+import type { RequestBoard } from '../device/request_board.ts';
 import { UsageError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { deviceCommands, type ServedDevice } from '../observe/device_commands.ts';
+import {
+  type DeviceActions,
+  type DeviceDescription,
+  deviceCommands,
+  type FrontendState,
+  type ServedDevice,
+} from '../observe/device_commands.ts';
+import type { MetricsServer } from '../observe/metrics_server.ts';
 import type { RpcServer } from '../observe/rpc_server.ts';
+import { reopen, syncFile } from '../stripe/async_file.ts';
 import { refuseSameFilesOf } from '../stripe/distinct_files.ts';
 import type { LazyDisk } from '../stripe/lazy_disk.ts';
 import type { Arguments } from './arguments.ts';
 import { parseSize } from './size.ts';
+import { version } from './version.ts';
 
 export interface Settings {
   config: DeviceConfig;
@@ -112,6 +124,50 @@ export async function unlinkKek(args: Arguments): Promise<void> {
   unlinkKekFile(kekFile);
 }
 
+/** A disk as it is told of to whoever asks; front ends add what they know. */
+export function servedDevice(
+  frontend: DeviceDescription['frontend'],
+  { path, facts }: Disk,
+  config: DeviceConfig,
+  board: RequestBoard,
+  lazy: LazyDisk | null,
+  state: () => FrontendState,
+  shutdown: () => void,
+): ServedDevice {
+  const { sizeBytes, readOnly, writeThrough, direct, xts } = facts;
+  const actions: DeviceActions = { flush: flusher(facts), shutdown, stripes: lazy };
+  return {
+    version,
+    description: {
+      frontend,
+      deviceId: config.deviceId,
+      path: facts.fd < 0 ? '' : path,
+      sizeBytes,
+      queues: board.queues.length,
+      readOnly,
+      encrypted: xts !== 0,
+      directIo: direct,
+      writeThrough,
+      ioEngine: config.ioEngine,
+    },
+    frontend: state,
+    status: () => lazy?.status ?? null,
+    board,
+    actions,
+  };
+}
+
+/**
+ * Syncs a disk's data file on a thread of the shim, through a description of its own: the kernel tells of
+ * lost writes once, and the guest's flushes and the journal must hear of theirs.
+ */
+function flusher({ fd, readOnly }: DiskFacts): () => Promise<void> {
+  if (fd < 0 || readOnly) return async () => {};
+  const lane = new Lane('flush', 1);
+  const own = reopen(fd);
+  return () => syncFile(lane, own);
+}
+
 /** Answers questions from here on, also while requests are finished at the end. */
 export async function startRpc(
   path: string | undefined,
@@ -122,6 +178,28 @@ export async function startRpc(
   const { RpcServer } = await import('../observe/rpc_server.ts');
   const server = RpcServer.start(path, deviceCommands(device), log.child('rpc'));
   log.info(`answering commands at '${path}'`);
+  return server;
+}
+
+/** The path of `metrics_listen`, where it is one. */
+export function metricsPath({ metricsListen }: DeviceConfig): string | undefined {
+  return metricsListen !== undefined && isAddress(metricsListen, 0) ? undefined : metricsListen;
+}
+
+/** Serves metrics from here on, where the configuration says so. @throws UserError */
+export async function startMetrics(
+  config: DeviceConfig,
+  device: ServedDevice,
+  log: Log,
+): Promise<MetricsServer | null> {
+  const { metricsListen } = config;
+  if (metricsListen === undefined) return null;
+  const { metricsText } = await import('../observe/metrics.ts');
+  const { MetricsServer } = await import('../observe/metrics_server.ts');
+  const path = metricsPath(config);
+  const place = path === undefined ? splitAddress(metricsListen) : { path };
+  const server = MetricsServer.start(place, (openMetrics) => metricsText(device, openMetrics));
+  log.info(`metrics are at ${server.place}`);
   return server;
 }
 

@@ -12,6 +12,9 @@ export class StopSignals {
   /** The second one, where the server has something to do at it. */
   readonly force: Promise<undefined>;
   stopping = false;
+  /** Does what the first signal does. */
+  readonly ask: () => void;
+  private readonly stopNow: () => void;
 
   /**
    * SIGHUP is ignored: a terminal that goes away must not take a disk with it.
@@ -21,6 +24,10 @@ export class StopSignals {
     const stop = Promise.withResolvers<undefined>();
     const force = Promise.withResolvers<undefined>();
     this.stop = stop.promise;
+    this.stopNow = () => {
+      this.stopping = true;
+      stop.resolve(undefined);
+    };
     this.force = force.promise;
     let count = 0;
     for (const [signal, number] of STOPS) {
@@ -33,11 +40,15 @@ export class StopSignals {
           force.resolve(undefined);
         } else {
           log.info(`${signal}: finishing the requests in flight`);
-          this.stopping = true;
-          stop.resolve(undefined);
+          this.stopNow();
         }
       });
     }
     process.on('SIGHUP', () => log.debug('SIGHUP is ignored'));
+    this.ask = () => {
+      if (this.stopping) return;
+      log.info('a client asks for the end: finishing the requests in flight');
+      this.stopNow();
+    };
   }
 }

@@ -5,16 +5,19 @@ import { errorName, UserError } from '../errors.ts';
 
 /**
  * Finds before anything is opened what would keep a server's sockets from being made.
- * @throws UserError where one can't be, or where both have the same path
+ * @param sockets what each is called, and its path; undefined where there is none
+ * @throws UserError where one can't be, or where two have the same path
  */
-export function checkSocketPlaces(socket: string, rpcSocket: string | undefined): void {
-  checkSocketPath(socket);
-  if (rpcSocket === undefined) return;
-  checkSocketPath(rpcSocket);
-  if (resolve(rpcSocket) === resolve(socket)) {
-    throw new UserError(
-      `rpc_socket_path and the frontend's socket are both '${rpcSocket}'; they need two paths`,
-    );
+export function checkSocketPlaces(sockets: readonly [name: string, path?: string][]): void {
+  const names = new Map<string, string>();
+  for (const [name, path] of sockets) {
+    if (path === undefined) continue;
+    checkSocketPath(path);
+    const other = names.get(resolve(path));
+    if (other !== undefined) {
+      throw new UserError(`${name} and ${other} are both '${path}'; they need two paths`);
+    }
+    names.set(resolve(path), name);
   }
 }
 

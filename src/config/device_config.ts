@@ -72,6 +72,8 @@ export interface DeviceConfig {
   path: string;
   socket?: string;
   rpcSocketPath?: string;
+  /** A Unix socket's path, or `host:port`. */
+  metricsListen?: string;
   metadataPath?: string;
   stripeSource?: StripeSource;
   numQueues: number;

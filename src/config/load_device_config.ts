@@ -2,6 +2,7 @@ import { timingSafeEqual } from 'node:crypto';
 import { XTS_KEY_BYTES, type XtsKeys } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
 import { highestPossibleCpu } from '../processors.ts';
+import { isAddress } from './address.ts';
 import { type DeviceConfig, defaultTuning, ublkModes, ublkRecoveries } from './device_config.ts';
 import { loadKekFile, noKek } from './kek.ts';
 import { refuseLaterFeatures } from './later_features.ts';
@@ -145,6 +146,15 @@ function readSockets(mapping: Mapping, config: DeviceConfig): void {
   const rpcSocketPath = readSocketPath(mapping, 'rpc_socket_path');
   if (rpcSocketPath !== undefined) {
     config.rpcSocketPath = rpcSocketPath;
+  }
+  const metricsListen = mapping.path('metrics_listen');
+  if (metricsListen !== undefined) {
+    config.metricsListen = metricsListen;
+    const isPlace = isAddress(metricsListen, 0) || !metricsListen.includes(':');
+    const problem = isPlace
+      ? socketPathProblem(metricsListen)
+      : "must be a Unix socket's path or 'host:port' (an IPv6 address in brackets)";
+    if (problem !== undefined) mapping.error('metrics_listen', problem);
   }
 }
 

@@ -2,6 +2,7 @@ import { isUtf8 } from 'node:buffer';
 import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { MAX_IDENTITY_BYTES, MAX_PSK_BYTES } from '../crypto/tls_psk.ts';
+import { isAddress } from './address.ts';
 import type {
   ArchiveKek,
   FilesystemArchive,
@@ -115,12 +116,6 @@ function readPsk(mapping: Mapping, secrets: SecretReader): RemoteSource['psk'] {
     );
   }
   return identity === undefined || secret === undefined ? undefined : { identity, secret };
-}
-
-function isAddress(address: string, leastPort: number): boolean {
-  const match = /^(?:\[[0-9A-Za-z:.%]+\]|[^\s:[\]/]+):(\d{1,5})$/.exec(address);
-  const port = Number(match?.[1] ?? -1);
-  return port >= leastPort && port <= 65535;
 }
 
 function readArchive(

@@ -1,36 +1,130 @@
 /** The RPC commands that every served disk answers. */
 import type { RequestBoard } from '../device/request_board.ts';
-import type { RpcCommands } from './rpc_protocol.ts';
+import { deviceStats } from './device_stats.ts';
+import { type RpcCommands, RpcError } from './rpc_protocol.ts';
 
 /** How many stripes a lazy disk has, how many of them came with a source, and how many are fetched. */
 export interface StripeCounts {
   fetched: number;
   source: number;
   total: number;
+  /** What is known of the source; null where nothing is fetched from it. */
+  origin?: object | null;
+}
+
+/** What stays as it is as long as the server runs. */
+export interface DeviceDescription {
+  frontend: 'vhost' | 'ublk';
+  deviceId: string;
+  /** Of the data file; empty for the null disk. */
+  path: string;
+  sizeBytes: number;
+  queues: number;
+  readOnly: boolean;
+  encrypted: boolean;
+  directIo: boolean;
+  writeThrough: boolean;
+  ioEngine: string;
+}
+
+/** What may change at any time. */
+export interface FrontendState {
+  /** A virtual machine is connected, or the block device is there. */
+  connected: boolean;
+  /** Writes may be answered before they are durable. */
+  writeback: boolean;
+  /** `/dev/ublkbN`. */
+  blockDevice?: string;
+}
+
+/** What a client can have done. */
+export interface DeviceActions {
+  /** Has all that was answered on stable storage. @throws Error where that fails */
+  flush: () => Promise<void>;
+  shutdown: () => void;
+  /** Null for a disk without metadata. */
+  stripes: StripeActions | null;
+}
+
+export interface StripeActions {
+  autofetch: boolean;
+  /** @returns how many stripes failed */
+  retryFailed: () => number;
 }
 
 export interface ServedDevice {
   version: string;
+  description: DeviceDescription;
+  frontend: () => FrontendState;
   /** The counts, and whatever else there is to say; null for a disk without metadata. */
   status: () => StripeCounts | null;
   board: RequestBoard;
+  actions: DeviceActions;
 }
 
-/** @returns `version`, `status` and `queues` */
-export function deviceCommands({ version, status, board }: ServedDevice): RpcCommands {
+/** @returns the table of commands (docs/rpc.md) */
+export function deviceCommands(device: ServedDevice): RpcCommands {
+  const { version, board, actions } = device;
+  const setAutofetch = (on: boolean) => {
+    stripesOf(actions).autofetch = on;
+    return { autofetch: on };
+  };
   return {
     version: () => ({ version }),
-    status: () => ({ status: statusAnswer(status()) }),
+    status: () => ({ device: deviceAnswer(device), status: statusAnswer(device.status()) }),
     queues: () => ({ queues: board.list() }),
+    stats: () => ({ stats: { ...deviceStats(board), uptime_s: uptimeS() } }),
+    flush: async () => {
+      try {
+        await actions.flush();
+      } catch (error) {
+        throw new RpcError('flush_failed', `the flush failed: ${(error as Error).message}`);
+      }
+      return { flushed: true };
+    },
+    pause_autofetch: () => setAutofetch(false),
+    resume_autofetch: () => setAutofetch(true),
+    retry_failed: () => ({ retried: stripesOf(actions).retryFailed() }),
+    shutdown: () => {
+      // The answer is on its way before anything ends.
+      setImmediate(actions.shutdown);
+      return { shutting_down: true };
+    },
   };
+}
+
+/** Seconds since the process began, with milliseconds. */
+export function uptimeS(): number {
+  return Math.round(performance.now()) / 1000;
+}
+
+function stripesOf({ stripes }: DeviceActions): StripeActions {
+  if (stripes) return stripes;
+  throw new RpcError('no_metadata', 'the disk has no metadata: nothing is fetched');
+}
+
+function deviceAnswer({ description, frontend }: ServedDevice): object {
+  const { connected, writeback, blockDevice } = frontend();
+  const { frontend: kind, ...others } = description;
+  return snakeCased({
+    ...others,
+    frontend: kind,
+    ...(blockDevice !== undefined && { blockDevice }),
+    connected,
+    cache: writeback ? 'writeback' : 'writethrough',
+    pid: process.pid,
+    startedAt: new Date(performance.timeOrigin).toISOString(),
+    uptimeS: uptimeS(),
+  }) as object;
 }
 
 function statusAnswer(status: StripeCounts | null): object | null {
   if (!status) return null;
-  const { fetched, source, total, ...others } = status;
+  const { fetched, source, total, origin, ...others } = status;
   // Older releases gave the complement of `source`; clients of both are served.
   const stripes = { fetched, no_source: total - source, source, total };
-  return { ...(snakeCased(others) as object), stripes };
+  const told = origin === undefined ? others : { ...others, source: origin };
+  return { ...(snakeCased(told) as object), stripes };
 }
 
 /** The same value with keys as this protocol spells them: `inFlight` is `in_flight`. */

@@ -1,5 +1,6 @@
 /** Answers of the RPC socket as people read them: a name and a value on each line. */
 import { escapeControls } from '../log.ts';
+import { sizeText } from '../size_text.ts';
 
 type Fields = Record<string, unknown>;
 type Row = [name: string, value: string];
@@ -14,6 +15,9 @@ export function rpcText(answer: Fields): string {
 
 function rowsOf(name: string, value: unknown): Row[] {
   if (name === 'status') return value === null ? [noMetadata] : statusRows(value);
+  if (name === 'stats' && isFields(value) && isListOfFields(value.queues)) {
+    return value.queues.flatMap(statsRows);
+  }
   if (name === 'queues' && isListOfLists(value)) return value.flatMap(queueRows);
   return plainRows(name, value);
 }
@@ -45,6 +49,37 @@ function queueRows(requests: unknown[], queue: number): Row[] {
   ];
 }
 
+/** Operations by the keys of their numbers of requests and bytes. */
+const COUNTED = [
+  ['read', 'read_ops', 'bytes_read'],
+  ['write', 'write_ops', 'bytes_written'],
+  ['flush', 'flush_ops', ''],
+  ['discard', 'discard_ops', 'bytes_discarded'],
+  ['write_zeroes', 'write_zeroes_ops', 'bytes_zeroed'],
+] as const;
+
+function statsRows(queue: Fields, index: number): Row[] {
+  const { in_flight, oldest_ms, refused } = queue as Record<string, number | undefined>;
+  const flying = in_flight ? `${in_flight} in flight, the oldest for ${oldest_ms} ms` : 'idle';
+  const rows: Row[] = [[`queue ${index}`, flying]];
+  for (const [op, ops, bytes] of COUNTED)
+    if (queue[ops]) rows.push([`  ${op}`, opText(queue, op, ops, bytes)]);
+  if (refused) rows.push(['  refused', String(refused)]);
+  return rows;
+}
+
+function opText(queue: Fields, op: string, ops: string, bytes: string): string {
+  const parts = [`${queue[ops]} requests`];
+  if (bytes !== '') parts.push(sizeText(queue[bytes] as number));
+  const errors = isFields(queue.errors) ? queue.errors[op] : 0;
+  if (errors) parts.push(`${errors} failed`);
+  const latency = isFields(queue.latency_us) ? queue.latency_us[op] : null;
+  if (isFields(latency)) {
+    parts.push(`mean ${latency.mean} us, p99 ${latency.p99} us, longest ${latency.max} us`);
+  }
+  return parts.join(', ');
+}
+
 /** Fields of fields by both names; lists on one line. */
 function plainRows(name: string, value: unknown): Row[] {
   if (isFields(value)) {
@@ -66,6 +101,10 @@ function textOf(value: unknown): string {
 
 function isFields(value: unknown): value is Fields {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isListOfFields(value: unknown): value is Fields[] {
+  return Array.isArray(value) && value.every(isFields);
 }
 
 function isListOfLists(value: unknown): value is unknown[][][] {

@@ -1,6 +1,7 @@
 /** One connection to a stripe server: it is opened, asked for stripes one after the other, and closed. */
 import { lookup } from 'node:dns/promises';
 import type { Socket } from 'bun';
+import { splitAddress } from '../config/address.ts';
 import type { Psk } from '../crypto/tls_psk.ts';
 import { errorName, UserError } from '../errors.ts';
 import { Channel, ChannelError, type Memory, nativeMemory } from './channel.ts';
@@ -136,13 +137,6 @@ export class StripeConnection {
     this.channel.close();
     this.scratch.free();
   }
-}
-
-/** The host and port of `host:port`. */
-export function splitAddress(address: string): { host: string; port: number } {
-  const colon = address.lastIndexOf(':');
-  const host = address.slice(0, colon).replace(/^\[(.*)\]$/, '$1');
-  return { host, port: Number(address.slice(colon + 1)) };
 }
 
 /** @param over when nobody waits for it any more */

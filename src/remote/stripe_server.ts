@@ -1,12 +1,13 @@
 /** Serves a disk's stripes to other hosts (docs/remote-stripes.md). */
 import { lookup } from 'node:dns/promises';
 import type { Socket, TCPSocketListener } from 'bun';
+import { splitAddress } from '../config/address.ts';
 import type { Psk } from '../crypto/tls_psk.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { Channel, ChannelError, type Memory, nativeMemory } from './channel.ts';
-import { channelEvents, splitAddress } from './connection.ts';
+import { channelEvents } from './connection.ts';
 import type { ServedStripes } from './served_disk.ts';
 import { PIECE_BYTES, type SessionCounts, type SharedMemory, StripeSession } from './session.ts';
 

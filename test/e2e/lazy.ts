@@ -137,6 +137,18 @@ export interface Failing {
   message: string;
 }
 
+export interface SourceStatus {
+  description: string;
+  in_use: boolean;
+  stripes: number;
+  bytes_read: number;
+  bytes_shared: number;
+  bytes_zero: number;
+  bytes_from_image: number;
+  failures: number;
+  connections: { open: number; most: number; problem: string | null } | null;
+}
+
 export interface Status {
   stripes: { total: number; source: number; no_source: number; fetched: number };
   failing: Failing[];
@@ -144,6 +156,8 @@ export interface Status {
   slow: { stripe: number; seconds: number }[];
   queued: number;
   in_flight: number;
+  autofetch: boolean;
+  source: SourceStatus | null;
   metadata_failing: boolean;
   metadata: { attempts: number; message: string | null; pending: number };
 }

@@ -42,6 +42,30 @@ test.each<[string, Record<string, unknown>, string[]]>([
     ],
   ],
   [
+    'statistics, of what there was at all',
+    {
+      stats: {
+        uptime_s: 3,
+        queues: [
+          {
+            ...{ read_ops: 3, bytes_read: 12288, write_ops: 0, bytes_written: 0, flush_ops: 1 },
+            ...{ in_flight: 2, oldest_ms: 17, refused: 4 },
+            errors: { read: 1, write: 0, flush: 0 },
+            latency_us: { read: { mean: 5, p99: 9, max: 11 }, write: {} },
+          },
+          { read_ops: 0, in_flight: 0 },
+        ],
+      },
+    },
+    [
+      'queue 0            2 in flight, the oldest for 17 ms',
+      '  read             3 requests, 12 KiB, 1 failed, mean 5 us, p99 9 us, longest 11 us',
+      '  flush            1 requests',
+      '  refused          4',
+      'queue 1            idle',
+    ],
+  ],
+  [
     'anything else, without control of the terminal',
     { a: { b_c: [1, 2], d: null, e: true }, name: 'x\u001b[2J\ny', queues: 'odd', status: 7 },
     [
