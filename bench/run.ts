@@ -19,6 +19,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { binary, client, folders, root } from '../test/e2e/processes.ts';
 import { cipherRates, usesIsal } from './cipher.ts';
+import { counterFigures } from './counters.ts';
 import { autofetchFigures, demandFigures, type Figure, hugeFigures, init } from './lazy.ts';
 import {
   ClientFailure,
@@ -333,6 +334,16 @@ async function processRows(folder: string, file: string): Promise<Single[]> {
   return singles;
 }
 
+/** What counting costs, as a part of what a request takes. */
+async function counterRows(folder: string, file: string): Promise<Single[]> {
+  if (!wanted('counters')) return [];
+  readIntoCache(file);
+  const served: Served = { place: 'cache', file, sizeBytes, queues: 1, folder };
+  const names = [1, 32].map((depth) => `cache randread 4K d${depth} poll`);
+  const rows = allRows(cores, usesIsal()).filter(({ name }) => names.includes(name));
+  return (await counterFigures(rows, served, runs, seconds)).map(judgeFigure);
+}
+
 /** Encryption by itself, as a part of what the linked library does. */
 function cipherRows(folder: string, file: string): Single[] {
   if (!wanted('cipher')) return [];
@@ -375,7 +386,8 @@ function judgeFigure(figure: Figure): Single {
     return single;
   }
   const bound = atLeast === undefined ? `<= ${atMost}` : `>= ${atLeast}`;
-  const what = against ? `${ratio?.toFixed(2)} of ${against}, ${bound}` : `${bound} ${unit}`;
+  const shown = Number(ratio) < 0.1 ? ratio?.toFixed(4) : ratio?.toFixed(2);
+  const what = against ? `${shown} of ${against}, ${bound}` : `${bound} ${unit}`;
   const judged = against ? Number(ratio) : value;
   const passed = atLeast === undefined ? judged <= Number(atMost) : judged >= atLeast;
   const single = { name, value, unit, verdict: verdict(what, passed) };
@@ -442,7 +454,7 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    for (const more of ['cipher', 'lazy figures', 'remote', 'ublk']) console.log(more);
+    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'ublk']) console.log(more);
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
@@ -481,6 +493,7 @@ async function main(): Promise<boolean> {
   }
   const singles = [
     ...(await processRows(folder, file)),
+    ...(await counterRows(folder, file)),
     ...cipherRows(folder, file),
     ...(await lazyFigures(folder)),
     ...(await remoteRows(folder, file)),

@@ -25,6 +25,8 @@ const floors: Record<string, number> = {
   archive: 5,
   observe: 5,
   probe: 6,
+  doctor: 6,
+  top: 6,
   commands: 7,
   main: 8,
 };

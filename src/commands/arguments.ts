@@ -102,11 +102,17 @@ function unknownCommand(
 /** What was given to a command; every value is the string that was typed. */
 export class Arguments {
   readonly #values: ReadonlyMap<string, string | true>;
+  readonly #repeated: ReadonlyMap<string, readonly string[]>;
   /** As many as the command takes, unless `--help` or `--version` came first. */
   readonly operands: readonly string[];
 
-  constructor(values: ReadonlyMap<string, string | true>, operands: readonly string[] = []) {
+  constructor(
+    values: ReadonlyMap<string, string | true>,
+    operands: readonly string[] = [],
+    repeated: ReadonlyMap<string, readonly string[]> = new Map(),
+  ) {
     this.#values = values;
+    this.#repeated = repeated;
     this.operands = operands;
   }
 
@@ -118,6 +124,11 @@ export class Arguments {
   value(long: string): string | undefined {
     const value = this.#values.get(long);
     return value === true ? undefined : value;
+  }
+
+  /** The values of an option that may be given more than once, in their order. */
+  all(long: string): readonly string[] {
+    return this.#repeated.get(long) ?? [];
   }
 
   /** @throws UsageError if the option was not given */
@@ -140,7 +151,9 @@ export function parseArguments(command: CommandSpec, args: readonly string[]): A
   const options = [...command.options, ...commonOptions];
   const names = command.operands ?? [];
   const values = new Map<string, string | true>();
+  const repeated = new Map<string, string[]>();
   const operands: string[] = [];
+  const anyNumber = names.at(-1)?.includes('...') ?? false;
   let optionsEnded = false;
   let index = 0;
   while (index < args.length) {
@@ -150,7 +163,7 @@ export function parseArguments(command: CommandSpec, args: readonly string[]): A
       continue;
     }
     if (optionsEnded || !argument.startsWith('-') || argument === '-') {
-      if (operands.length === names.length) {
+      if (operands.length >= names.length && !anyNumber) {
         throw new UsageError(`unexpected argument '${argument}'`);
       }
       operands.push(argument);
@@ -160,13 +173,16 @@ export function parseArguments(command: CommandSpec, args: readonly string[]): A
       ? [splitLong(options, argument)]
       : splitShort(options, argument);
     for (const { option, shown, value } of given) {
-      if (values.has(option.long)) {
+      if (values.has(option.long) && !option.repeatable) {
         throw new UsageError(`option '--${option.long}' is given twice`);
       }
       if (option.value === undefined) {
         values.set(option.long, true);
       } else {
-        values.set(option.long, value ?? nextValue(option, shown, args[index++]));
+        const text = value ?? nextValue(option, shown, args[index++]);
+        values.set(option.long, text);
+        if (option.repeatable)
+          repeated.set(option.long, [...(repeated.get(option.long) ?? []), text]);
       }
       if (option.long === 'help' || option.long === 'version') {
         return new Arguments(values);
@@ -176,7 +192,7 @@ export function parseArguments(command: CommandSpec, args: readonly string[]): A
   if (operands.length < names.length && !names[operands.length].startsWith('[')) {
     throw new UsageError(`argument ${names[operands.length]} is missing`);
   }
-  return new Arguments(values, operands);
+  return new Arguments(values, operands, repeated);
 }
 
 interface GivenOption {

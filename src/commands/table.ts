@@ -8,6 +8,8 @@ export interface OptionSpec {
   short?: string;
   /** What the value is called in help (`FILE`); an option without it takes no value. */
   value?: string;
+  /** It may be given more than once. */
+  repeatable?: boolean;
   summary: string;
 }
 
@@ -29,7 +31,7 @@ export interface CommandSpec {
   summary: string;
   programs: readonly ProgramName[];
   options: readonly OptionSpec[];
-  /** What must follow the options, as help calls it; in brackets what need not. */
+  /** What must follow the options, as help calls it; in brackets what need not, with `...` any number. */
   operands?: readonly string[];
   examples: readonly string[];
   /** Daemons report what they do (`info`); other commands only what is doubtful (`warn`). */
@@ -251,7 +253,7 @@ export const commands: readonly CommandSpec[] = [
   },
   {
     name: 'rpc',
-    summary: 'Ask a running server: its version, the state of its stripes, its requests',
+    summary: 'Ask a running server what it does, or have it do something',
     programs: [],
     options: [
       { long: 'json', summary: "Print the server's answer, one line of JSON" },
@@ -262,6 +264,45 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/rpc.md',
     load: () => import('./rpc.ts'),
+  },
+  {
+    name: 'top',
+    summary: 'Watch one or many running disks: rates, latencies, stripes, failures',
+    programs: [{ name: 'ubitop', displayName: 'ubitop' }],
+    options: [
+      {
+        long: 'socket',
+        value: 'PATH',
+        repeatable: true,
+        summary: "A server's rpc_socket_path; may be given more than once",
+      },
+      { long: 'interval', value: 'S', summary: 'Seconds between two looks, 0.1 to 3600 (1)' },
+      { long: 'once', summary: 'Look twice, print what happened in between, and end' },
+      { long: 'json', summary: 'Print one JSON object for each look, in place of the picture' },
+      { long: 'plain', summary: 'Print lines, also on a terminal' },
+    ],
+    operands: ['[PATH...]'],
+    examples: [
+      'ubiblk top --socket /run/vm7/rpc.sock',
+      'ubiblk top --socket /run/*/rpc.sock',
+      'ubiblk top --socket /run/vm7/rpc.sock --once --json',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/top.md',
+    load: () => import('./top.ts'),
+  },
+  {
+    name: 'doctor',
+    summary: 'Find out whether this host, and a disk of a configuration, can be served well',
+    programs: [],
+    options: [
+      ...deviceConfigOptions.filter(({ long }) => long !== 'unlink-kek'),
+      { long: 'json', summary: 'Print one JSON object instead of lines' },
+    ],
+    examples: ['ubiblk doctor', 'ubiblk doctor --config vm.yaml --json'],
+    defaultLogLevel: 'error',
+    docs: 'docs/doctor.md',
+    load: () => import('./doctor.ts'),
   },
   {
     name: 'metadata init',

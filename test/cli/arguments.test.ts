@@ -230,3 +230,16 @@ test.each([
   }
   expect(message).toBe(sentence);
 });
+
+test('an option that may be given more than once keeps its values, and operands may be any number', () => {
+  const many: CommandSpec = {
+    ...probe,
+    options: [{ long: 'socket', value: 'PATH', repeatable: true, summary: '' }],
+    operands: ['[PATH...]'],
+  };
+  const args = parseArguments(many, ['--socket', 'a', 'b', '--socket=c', 'd', 'e']);
+  expect(args.all('socket')).toEqual(['a', 'c']);
+  expect(args.operands).toEqual(['b', 'd', 'e']);
+  const none = parseArguments(many, []);
+  expect([none.all('socket'), none.operands]).toEqual([[], []]);
+});
