@@ -7,7 +7,10 @@ type Row = [name: string, value: string];
 
 /** @returns lines, each with its end; answers of any server, also of commands that are not known here */
 export function rpcText(answer: Fields): string {
-  const rows = Object.entries(answer).flatMap(([name, value]) => rowsOf(name, value));
+  const { device, ...asked } = answer;
+  // What was not asked for in the first place comes last.
+  const told = device === undefined ? asked : { ...asked, device };
+  const rows = Object.entries(told).flatMap(([name, value]) => rowsOf(name, value));
   return rows
     .map(([name, value]) => `${`${name.padEnd(18)} ${escapeControls(value)}`.trimEnd()}\n`)
     .join('');

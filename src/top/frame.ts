@@ -85,7 +85,8 @@ function tableLines(views: readonly View[], width: number, paint: Painter): stri
   const wanted = Math.min(longest, NAME_WIDTH);
   let shown = [...columns];
   const taken = () => shown.reduce((all, column) => all + GAP + column.width, 0);
-  while (shown.length > 0 && taken() + Math.min(wanted, LEAST_NAME_WIDTH) > width) {
+  const isTooWide = () => taken() + Math.min(wanted, LEAST_NAME_WIDTH) > width;
+  while (shown.some(({ rank }) => rank > 0) && isTooWide()) {
     const rank = Math.max(...shown.map((column) => column.rank));
     shown = shown.filter((column) => column.rank < rank);
   }

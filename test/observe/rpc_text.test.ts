@@ -4,6 +4,15 @@ import { rpcText } from '../../src/observe/rpc_text.ts';
 
 test.each<[string, Record<string, unknown>, string[]]>([
   ['a version', { version: '0.1.0' }, ['version            0.1.0']],
+  [
+    'what the device is, behind what was asked',
+    { device: { connected: true, size_bytes: 512 }, status: null },
+    [
+      'stripes            none: the disk has no metadata',
+      'device connected   true',
+      'device size bytes  512',
+    ],
+  ],
   ['no metadata', { status: null }, ['stripes            none: the disk has no metadata']],
   [
     'counts of stripes',
