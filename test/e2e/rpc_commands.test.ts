@@ -228,11 +228,12 @@ async function pour(socket: Socket): Promise<{ text: string; sent: number }> {
     open = false;
   });
   let sent = 0;
-  while (open && text === '') {
+  while (open && text === '' && sent < 64 * MIB) {
     sent += part.length;
     await Promise.race([new Promise((resolve) => socket.write(part, resolve)), closed]);
   }
-  socket.end();
+  if (text === '') socket.destroy();
+  else socket.end();
   await closed;
   return { text, sent };
 }
