@@ -41,10 +41,11 @@ export class LatencyHistogram {
   /** @param numbers HISTOGRAM_NUMBERS of them; zeroes at first */
   constructor(private readonly numbers: Float64Array = new Float64Array(HISTOGRAM_NUMBERS)) {}
 
+  /** Clocks of two processors may differ a little: less than nothing counts as 0, and sums only grow. */
   add(ns: number): void {
     const { numbers } = this;
     numbers[FIRST + bucketOf(ns)]++;
-    numbers[SUM] += ns;
+    if (ns > 0) numbers[SUM] += ns;
     if (ns > numbers[MAX]) numbers[MAX] = ns;
   }
 

@@ -499,3 +499,25 @@ test('requests are counted and timed; what is refused, and what is no I/O, is no
     { inflight: true },
   );
 });
+
+test('a ring that starts again long after its last answer takes requests at their own time', () => {
+  run(function* (b) {
+    b.offer(0, IN);
+    yield;
+    // The answer is the last that this ring does.
+    b.device.finish(0);
+    b.stop();
+    yield;
+    expect(b.answer).toBe(1);
+    Bun.sleepSync(5);
+    const fromNs = shim.ubiblk_clock_ns();
+    b.start({ nextAvailable: 1 });
+    b.offer(1, OUT);
+    yield;
+    b.device.finish(0);
+    yield;
+    const { count, sumNs } = b.board.counters.of(WRITE).latency;
+    expect(count).toBe(1);
+    expect(sumNs).toBeLessThanOrEqual(shim.ubiblk_clock_ns() - fromNs);
+  });
+});

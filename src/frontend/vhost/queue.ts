@@ -311,6 +311,8 @@ export class VhostQueue implements RequestOwner {
   private startRing(start: RingStart): number {
     this.lostBefore = Atomics.load(this.lostMemory, 0);
     this.broken = false;
+    // That of the last answer may be long ago.
+    this.nowNs = 0;
     if (this.failed) this.forget();
     this.setCall(start.callFd);
     this.pool.reserve(start.size);
