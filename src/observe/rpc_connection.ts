@@ -128,7 +128,7 @@ export class RpcConnection {
    * Says why, and nothing more. The connection stays until the client has closed it, for a while: one
    * that is closed while the client sends would throw away what it has not read yet.
    */
-  private refuse(error: RpcError): void {
+  refuse(error: RpcError): void {
     this.refused = true;
     this.input = NOTHING;
     void this.send(errorAnswer(error)).then(() => {

@@ -3,9 +3,11 @@ import type { Socket, UnixSocketOptions } from 'bun';
 import { ListeningSocket } from '../../ffi/listening_socket.ts';
 import type { Log } from '../log.ts';
 import { RpcConnection, type RpcLimits } from './rpc_connection.ts';
-import { errorAnswer, type RpcCommands, RpcError } from './rpc_protocol.ts';
+import { type RpcCommands, RpcError } from './rpc_protocol.ts';
 
 const SOCKET_MODE = 0o660;
+/** Clients that are told that there are too many, and wait to have read it, for each that is served. */
+const TURNED_AWAY = 4;
 
 export const defaultRpcLimits: RpcLimits = {
   lineBytes: 64 * 1024,
@@ -15,7 +17,8 @@ export const defaultRpcLimits: RpcLimits = {
 };
 
 export class RpcServer {
-  private clients = 0;
+  private readonly served = new Set<RpcConnection>();
+  private readonly turnedAway = new Set<RpcConnection>();
   private readonly listener: Bun.SocketListener<RpcConnection | null>;
 
   private constructor(
@@ -54,7 +57,7 @@ export class RpcServer {
 
   /** How many are connected; those that were refused for their number don't count. */
   get clientCount(): number {
-    return this.clients;
+    return this.served.size;
   }
 
   /** Closes all connections and removes the socket; commands in hand have no answer any more. */
@@ -67,20 +70,27 @@ export class RpcServer {
   private readonly remove = () => this.socket.remove();
 
   private accept(client: Socket<RpcConnection | null>): void {
-    if (this.clients === this.limits.clients) {
-      const message = `too many clients: ${this.clients} are connected`;
+    const { served, turnedAway, limits } = this;
+    const isOver = served.size === limits.clients;
+    // However many come, only so many are waited for.
+    if (isOver && turnedAway.size === limits.clients * TURNED_AWAY) {
       client.data = null;
-      client.end(`${errorAnswer(new RpcError('too_many_clients', message))}\n`);
+      client.terminate();
       return;
     }
-    this.clients++;
-    client.data = new RpcConnection(client, this.commands, this.limits, this.log);
+    const connection = new RpcConnection(client, this.commands, limits, this.log);
+    client.data = connection;
+    (isOver ? turnedAway : served).add(connection);
+    if (!isOver) return;
+    const message = `too many clients: ${served.size} are connected`;
+    connection.refuse(new RpcError('too_many_clients', message));
   }
 
   private forget(client: Socket<RpcConnection | null>): void {
     if (!client.data) return;
     client.data.gone();
+    this.served.delete(client.data);
+    this.turnedAway.delete(client.data);
     client.data = null;
-    this.clients--;
   }
 }
