@@ -62,9 +62,19 @@ export interface ServedDevice {
   actions: DeviceActions;
 }
 
-/** @returns the table of commands (docs/rpc.md) */
-export function deviceCommands(device: ServedDevice): RpcCommands {
+/** A disk that hangs must not keep all connections occupied, so that nobody can ask what it does. */
+const FLUSH_PATIENCE_MS = 60_000;
+
+/**
+ * @param flushPatienceMs how long a client is kept waiting for a flush
+ * @returns the table of commands (docs/rpc.md)
+ */
+export function deviceCommands(
+  device: ServedDevice,
+  flushPatienceMs = FLUSH_PATIENCE_MS,
+): RpcCommands {
   const { version, board, actions } = device;
+  const flush = oneAtATime(actions.flush);
   const setAutofetch = (on: boolean) => {
     stripesOf(actions).autofetch = on;
     return { autofetch: on };
@@ -75,11 +85,7 @@ export function deviceCommands(device: ServedDevice): RpcCommands {
     queues: () => ({ queues: board.list() }),
     stats: () => ({ stats: { ...deviceStats(board), uptime_s: uptimeS() } }),
     flush: async () => {
-      try {
-        await actions.flush();
-      } catch (error) {
-        throw new RpcError('flush_failed', `the flush failed: ${(error as Error).message}`);
-      }
+      await inTime(flush(), flushPatienceMs);
       return { flushed: true };
     },
     pause_autofetch: () => setAutofetch(false),
@@ -91,6 +97,48 @@ export function deviceCommands(device: ServedDevice): RpcCommands {
       return { shutting_down: true };
     },
   };
+}
+
+/**
+ * Who asks while it is being done gets the next one, with all others who do: what it does begins after
+ * it was asked for, and however many ask, no more than one waits.
+ */
+function oneAtATime(work: () => Promise<void>): () => Promise<void> {
+  let running: Promise<void> | null = null;
+  let next: Promise<void> | null = null;
+  const begin = () => {
+    const done = work();
+    running = done;
+    next = null;
+    const over = () => {
+      if (running === done) running = null;
+    };
+    done.then(over, over);
+    return done;
+  };
+  return () => {
+    if (next) return next;
+    if (!running) return begin();
+    next = running.then(begin, begin);
+    return next;
+  };
+}
+
+/** @throws RpcError where a flush fails, or isn't done in time */
+async function inTime(flush: Promise<void>, patienceMs: number): Promise<void> {
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    const message = `the flush is not done after ${patienceMs / 1000} s, and goes on`;
+    late.reject(new RpcError('flush_slow', message));
+  }, patienceMs);
+  try {
+    await Promise.race([flush, late.promise]);
+  } catch (error) {
+    if (error instanceof RpcError) throw error;
+    throw new RpcError('flush_failed', `the flush failed: ${(error as Error).message}`);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 /** Seconds since the process began, with milliseconds. */

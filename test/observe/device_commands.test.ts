@@ -168,3 +168,35 @@ test('commands are carried out, or say with a code why they are not', async () =
     expect(JSON.parse(await ask(command)).code).toBe('no_metadata');
   }
 });
+
+test('clients that ask for a flush while one is under way share the next one', async () => {
+  const begun: PromiseWithResolvers<void>[] = [];
+  const flush = () => {
+    const one = Promise.withResolvers<void>();
+    begun.push(one);
+    return one.promise;
+  };
+  const actions = { flush, shutdown: () => {}, stripes: null };
+  const commands = deviceCommands(served({ actions }));
+  const answers = [1, 2, 3, 4].map(() => Promise.resolve(commands.flush()));
+  expect(begun.length).toBe(1);
+  begun[0].reject(new Error('EIO'));
+  await expect(answers[0]).rejects.toThrow('the flush failed: EIO');
+  expect(begun.length).toBe(2);
+  const later = commands.flush();
+  begun[1].resolve();
+  expect(await Promise.all(answers.slice(1))).toEqual(Array(3).fill({ flushed: true }));
+  expect(begun.length).toBe(3);
+  begun[2].resolve();
+  expect(await later).toEqual({ flushed: true });
+  const last = commands.flush();
+  expect(begun.length).toBe(4);
+  begun[3].resolve();
+  await last;
+});
+
+test('a disk that hangs in a flush lets go of the client', async () => {
+  const actions = { flush: () => new Promise<void>(() => {}), shutdown: () => {}, stripes: null };
+  const answer = deviceCommands(served({ actions }), 20).flush();
+  await expect(answer).rejects.toMatchObject({ code: 'flush_slow' });
+});
