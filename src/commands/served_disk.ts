@@ -198,7 +198,8 @@ export async function startMetrics(
   const { MetricsServer } = await import('../observe/metrics_server.ts');
   const path = metricsPath(config);
   const place = path === undefined ? splitAddress(metricsListen) : { path };
-  const server = MetricsServer.start(place, (openMetrics) => metricsText(device, openMetrics));
+  const text = (openMetrics: boolean) => metricsText(device, openMetrics);
+  const server = MetricsServer.start(place, text, log);
   log.info(`metrics are at ${server.place}`);
   return server;
 }

@@ -1,6 +1,7 @@
 /** Serves `/metrics` over HTTP, at a Unix socket's path or a TCP address. */
 import { chmodSync, lstatSync, rmSync } from 'node:fs';
 import { errorName, UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
 
 /** Of `metrics_listen`. */
 export type MetricsPlace = { path: string } | { host: string; port: number };
@@ -12,6 +13,17 @@ const TYPES = {
 };
 const UMASK = 0o117;
 const IDLE_S = 30;
+/** Of a request, which has no body. */
+const MOST_BODY_BYTES = 4096;
+
+/** What the server does with requests, wherever it listens. */
+interface Handler {
+  fetch: (request: Request) => Response;
+  development: boolean;
+  error: (error: Error) => Response;
+  idleTimeout: number;
+  maxRequestBodySize: number;
+}
 
 export class MetricsServer {
   private constructor(
@@ -28,13 +40,24 @@ export class MetricsServer {
    * @param text writes the metrics, in OpenMetrics' format or the older one
    * @throws UserError where it can't listen there
    */
-  static start(place: MetricsPlace, text: (openMetrics: boolean) => string): MetricsServer {
-    const fetch = (request: Request) => answer(request, text);
-    if ('path' in place) return MetricsServer.atPath(place.path, fetch);
+  static start(
+    place: MetricsPlace,
+    text: (openMetrics: boolean) => string,
+    log: Log,
+  ): MetricsServer {
+    const handler: Handler = {
+      fetch: (request) => answer(request, text),
+      // Bun's own pages show whoever asks a piece of the program.
+      development: false,
+      error: (error) => failure(error, log),
+      idleTimeout: IDLE_S,
+      maxRequestBodySize: MOST_BODY_BYTES,
+    };
+    if ('path' in place) return MetricsServer.atPath(place.path, handler);
     const { host, port } = place;
     const shown = host.includes(':') ? `[${host}]` : host;
     try {
-      const server = Bun.serve({ hostname: host, port, fetch, idleTimeout: IDLE_S });
+      const server = Bun.serve({ ...handler, hostname: host, port });
       return new MetricsServer(`http://${shown}:${server.port}/metrics`, server, () => {});
     } catch (error) {
       throw new UserError(
@@ -44,12 +67,12 @@ export class MetricsServer {
     }
   }
 
-  private static atPath(path: string, fetch: (request: Request) => Response): MetricsServer {
+  private static atPath(path: string, handler: Handler): MetricsServer {
     makeRoom(path);
     // At no moment may it be open to anybody else.
     const umask = process.umask(UMASK);
     try {
-      const server = Bun.serve({ unix: path, fetch });
+      const server = Bun.serve({ ...handler, unix: path });
       chmodSync(path, 0o660);
       const { ino } = lstatSync(path);
       const remove = () => {
@@ -84,6 +107,11 @@ function answer(request: Request, text: (openMetrics: boolean) => string): Respo
   }
   const open = request.headers.get('accept')?.includes(OPEN_METRICS) ?? false;
   return new Response(text(open), { headers: { 'content-type': open ? TYPES.open : TYPES.plain } });
+}
+
+function failure(error: Error, log: Log): Response {
+  log.error(`metrics could not be told: ${error.message}`);
+  return new Response('The metrics could not be told; the log says why.\n', { status: 500 });
 }
 
 /** Takes away a socket that was left behind. @throws UserError for anything else */
