@@ -25,10 +25,16 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     else writeOutput(views.map((view) => `${plainLine(view, now)}\n`).join(''));
   };
   if (args.has('once')) return await once(watches, intervalS, print, log);
-  if (args.has('json') || args.has('plain') || !isatty(stdoutFd)) {
+  if (args.has('json') || args.has('plain') || !canDraw()) {
     return await follow(watches, intervalS, print);
   }
   return await draw(watches, intervalS);
+}
+
+/** One that is dumb shows each code that moves its cursor. */
+function canDraw(): boolean {
+  const { TERM = 'dumb' } = process.env;
+  return isatty(stdoutFd) && TERM !== 'dumb';
 }
 
 function look(watches: readonly Watch[]): Promise<View[]> {
@@ -47,8 +53,9 @@ async function once(
   for (const { problem } of missing) log.error(problem ?? '');
   if (missing.length === first.length) return 1;
   await Bun.sleep(intervalS * 1000);
-  print(await look(watches));
-  return missing.length > 0 ? 1 : 0;
+  const last = await look(watches);
+  print(last);
+  return [...first, ...last].some(({ problem }) => problem !== null) ? 1 : 0;
 }
 
 /** Prints until a signal. */

@@ -35,8 +35,9 @@ export class Screen {
   }
 
   get size(): FrameSize {
-    const { columns = 80, rows = 24 } = process.stdout;
-    return { columns, rows, colour: !process.env.NO_COLOR };
+    // A serial line, or a terminal that nobody has told its size, has none: 0.
+    const { columns, rows } = process.stdout;
+    return { columns: columns || 80, rows: rows || 24, colour: !process.env.NO_COLOR };
   }
 
   show(lines: readonly string[]): void {

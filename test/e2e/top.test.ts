@@ -1,7 +1,7 @@
 /** `ubiblk top` on a terminal (tmux), in scripts, and beside servers that come and go. */
 import { expect, test } from 'bun:test';
 import { spawnSync } from 'node:child_process';
-import { symlinkSync } from 'node:fs';
+import { readFileSync, symlinkSync } from 'node:fs';
 import { lazyDisk } from './lazy.ts';
 import { binary, client, keyValues, within } from './processes.ts';
 import { Bed, need, testWith } from './support.ts';
@@ -47,6 +47,18 @@ class Terminal {
 
   keys(...keys: string[]): void {
     this.tmux('send-keys', ...keys);
+  }
+
+  /** The process that the shell of the terminal waits for. */
+  get pid(): number {
+    const shell = this.tmux('display-message', '-p', '#{pane_pid}').trim();
+    const children = readFileSync(`/proc/${shell}/task/${shell}/children`, 'utf8');
+    return Number(children.trim());
+  }
+
+  /** Whether the cursor is shown, and whether the screen is another one than the shell's. */
+  get state(): string {
+    return this.tmux('display-message', '-p', '#{cursor_flag} #{alternate_on}').trim();
   }
 
   resize(columns: number, rows: number): void {
@@ -125,6 +137,31 @@ testWith(
     expect(terminal.screen(true)).not.toMatch(/\x1b\[(1|2|31)m/);
     terminal.keys('C-c');
     await terminal.shows(/ended 0/);
+    await server.user.destroy(false);
+    await bed.stop(server);
+  },
+  90_000,
+);
+
+testWith(
+  'a signal gives the terminal back as well; one that can not move its cursor gets lines',
+  needs,
+  async () => {
+    await using bed = new Bed();
+    const server = await busyServer(bed, 'a');
+    const argv = [binary, 'top', '--interval', '0.2', '--socket', server.rpc];
+    using terminal = new Terminal(bed, argv, 100, 24);
+    await terminal.shows(/READ\/S/);
+    expect(terminal.state).toBe('0 1');
+    process.kill(terminal.pid, 'SIGTERM');
+    await terminal.shows(/ended 0/);
+    expect(terminal.state).toBe('1 0');
+    // Typed characters are echoed again.
+    terminal.keys('echoed');
+    await terminal.shows(/echoed/);
+    using dumb = new Terminal(bed, ['env', 'TERM=dumb', ...argv], 120, 24);
+    await dumb.shows(/a\.sock: read .*\n.*a\.sock: read /);
+    expect(dumb.state).toBe('1 0');
     await server.user.destroy(false);
     await bed.stop(server);
   },
