@@ -34,7 +34,8 @@ for (const { kernel, ...row } of rows) {
     [need.program('fio')],
     async () => {
       await using bed = new Bed();
-      const settings = { path: '/tmp/disk.raw', rpc_socket_path: '/tmp/rpc.sock', ...row };
+      const told = { rpc_socket_path: '/tmp/rpc.sock', metrics_listen: '127.0.0.1:9731' };
+      const settings = { path: '/tmp/disk.raw', ...told, ...row };
       bed.config({ ...settings, direct_io: false, queue_size: 64 }, 'disk.yaml');
       writeFileSync(bed.path('job.fio'), job);
       const rpc = `${quote(binary)} rpc /tmp/rpc.sock --json`;
@@ -47,6 +48,11 @@ for (const { kernel, ...row } of rows) {
         step fio
         fio --filename=$device --output-format=json --output=fio.json job.fio
         ${rpc} stats > after.json
+        step metrics
+        exec 3<> /dev/tcp/127.0.0.1/9731
+        printf 'GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3
+        cat <&3 > metrics
+        exec 3>&-
         ${rpc} status > status.json
         step shutdown
         ${rpc} shutdown
@@ -57,9 +63,9 @@ for (const { kernel, ...row } of rows) {
       const [before, after] = ['before.json', 'after.json'].map((f) => read(f).stats as Stats);
       expect(after.queues.length).toBe(row.num_queues);
       const grown = (key: keyof Queue) => sum(after, key) - sum(before, key);
-      const told = read('fio.json').jobs;
+      const { jobs } = read('fio.json');
       const total = (of: (job: FioJob) => number) =>
-        told.reduce((all: number, each: FioJob) => all + of(each), 0);
+        jobs.reduce((all: number, each: FioJob) => all + of(each), 0);
       expect(grown('read_ops')).toBe(total(({ read }) => read.total_ios));
       expect(grown('bytes_read')).toBe(total(({ read }) => read.io_bytes));
       expect(grown('write_ops')).toBe(total(({ write }) => write.total_ios));
@@ -69,6 +75,18 @@ for (const { kernel, ...row } of rows) {
       expect(sum(after, 'write_ops')).toBe(after.latency_us.write.count);
       expect(after.latency_us.write.max).toBeGreaterThan(0);
       expect(sum(after, 'refused') + sum(after, 'in_flight')).toBe(0);
+      const metrics = readFileSync(bed.path('metrics'), 'utf8');
+      for (const [op, ops, bytes] of [
+        ['read', 'read_ops', 'bytes_read'],
+        ['write', 'write_ops', 'bytes_written'],
+      ] as const) {
+        expect(metric(metrics, 'requests', op)).toBe(sum(after, ops));
+        expect(metric(metrics, 'request_bytes', op)).toBe(sum(after, bytes));
+      }
+      expect(metrics).toContain('\nubiblk_frontend_connected 1\n');
+      expect(metrics).toMatch(
+        /^ubiblk_device_info\{.*frontend="ublk".*block_device="\/dev\/ublkb/m,
+      );
       const { device, status } = read('status.json');
       expect(status).toBeNull();
       expect(device).toMatchObject({ frontend: 'ublk', connected: true, cache: 'writeback' });
@@ -86,6 +104,15 @@ interface FioJob {
 
 function sum({ queues }: Stats, key: keyof Queue): number {
   return queues.reduce((all, queue) => all + (queue[key] as number), 0);
+}
+
+/** The sum of a counter over all queues. */
+function metric(text: string, name: string, op: string): number {
+  const samples = [
+    ...text.matchAll(new RegExp(`^ubiblk_${name}_total\\{.*op="${op}"\\} (.+)$`, 'gm')),
+  ];
+  expect(samples.length).toBeGreaterThan(0);
+  return samples.reduce((all, [, value]) => all + Number(value), 0);
 }
 
 // Nothing that the block layer would cut up or put together.
