@@ -5,12 +5,12 @@ import { checkDisk, checkSocketFolder, failures } from '../doctor/disk_checks.ts
 import { type Finding, ok, warn } from '../doctor/finding.ts';
 import { type Host, thisHost } from '../doctor/host.ts';
 import { checkHost } from '../doctor/host_checks.ts';
-import { UsageError } from '../errors.ts';
+import { UsageError, UserError } from '../errors.ts';
 import { escapeControls, type Log } from '../log.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 import { metricsPath } from './served_disk.ts';
-import { refuseBusySocket } from './socket_places.ts';
+import { checkSocketPlaces, refuseBusySocket } from './socket_places.ts';
 import { sourceExtent } from './stripe_sources.ts';
 import { version } from './version.ts';
 
@@ -104,13 +104,30 @@ async function findOfSockets(config: DeviceConfig): Promise<Finding[]> {
     ['metrics', metricsPath(config)],
   ] as const;
   const findings: Finding[] = [];
+  const free: [name: string, path: string][] = [];
   for (const [name, path] of sockets) {
     if (path === undefined) continue;
-    const isServed = await refuseBusySocket(path).then(
-      () => false,
-      () => true,
-    );
-    findings.push(checkSocketFolder(name, path, isServed));
+    if (await isServed(path)) {
+      findings.push(ok(name, `a server listens at '${path}'`));
+      continue;
+    }
+    try {
+      // With those before it: no two may have one path.
+      checkSocketPlaces([...free, [name, path]]);
+      free.push([name, path]);
+      findings.push(checkSocketFolder(name, path));
+    } catch (error) {
+      findings.push(...failures(name, error, 'Choose another path.'));
+    }
   }
   return findings;
+}
+
+async function isServed(path: string): Promise<boolean> {
+  try {
+    await refuseBusySocket(path);
+    return false;
+  } catch (error) {
+    return error instanceof UserError;
+  }
 }

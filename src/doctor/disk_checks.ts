@@ -1,5 +1,5 @@
 /** Whether the files that a configuration names can be served from, and well; nothing is changed. */
-import { type BigIntStats, statfsSync, statSync } from 'node:fs';
+import { accessSync, type BigIntStats, constants, statfsSync, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import type { DeviceConfig } from '../config/device_config.ts';
 import { type Disk, openDisk } from '../device/disk.ts';
@@ -110,11 +110,14 @@ function checkFile(config: DeviceConfig, disk: Disk, host: Host): Finding[] {
 
 function checkPermission(path: string, { mode, uid }: BigIntStats): Finding {
   const check = 'permission';
-  if ((mode & 0o222n) === 0n) {
+  const refused = (mode & 0o222n) === 0n ? 'EACCES' : refusedToWrite(path);
+  if (refused !== null) {
     return warn(
       check,
-      `'${path}' may not be written: the disk is read-only`,
-      'Run chmod u+w on it.',
+      `'${path}' may not be written (${refused}): the disk is read-only`,
+      refused === 'EROFS'
+        ? 'Mount its file system read-write.'
+        : 'Run chmod u+w on it, as its owner, and serve as a user who may write it.',
     );
   }
   if ((mode & 0o007n) !== 0n) {
@@ -122,6 +125,16 @@ function checkPermission(path: string, { mode, uid }: BigIntStats): Finding {
     return warn(check, `anybody may open '${path}' (mode ${shown})`, 'Run chmod o= on it.');
   }
   return ok(check, `mode ${(mode & 0o777n).toString(8)}, of user ${uid}`);
+}
+
+/** @returns why this user may not write a file; null where it may */
+function refusedToWrite(path: string): string | null {
+  try {
+    accessSync(path, constants.W_OK);
+    return null;
+  } catch (error) {
+    return errorName(error);
+  }
 }
 
 function checkFileSystem(path: string): Finding {
@@ -220,17 +233,12 @@ async function checkMetadata(
   }
 }
 
-/** Whether a server's socket can be made. @param isServed whether somebody listens there now */
-export function checkSocketFolder(name: string, path: string, isServed: boolean): Finding {
-  if (isServed) return ok(name, `a server listens at '${path}'`);
+/** The folder of a server's socket that can be made. */
+export function checkSocketFolder(name: string, path: string): Finding {
   const folder = dirname(resolve(path));
-  try {
-    const { mode } = statSync(folder);
-    if ((mode & 0o002) !== 0 && (mode & 0o1000) === 0) {
-      return warn(name, `anybody may replace what is in '${folder}'`, 'Run chmod o-w on it.');
-    }
-    return ok(name, `'${path}'`);
-  } catch (error) {
-    return fail(name, `'${folder}' is not there: ${errorName(error)}`, 'Create the folder.');
+  const { mode } = statSync(folder);
+  if ((mode & 0o002) !== 0 && (mode & 0o1000) === 0) {
+    return warn(name, `anybody may replace what is in '${folder}'`, 'Run chmod o-w on it.');
   }
+  return ok(name, `'${path}'`);
 }

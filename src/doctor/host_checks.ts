@@ -1,4 +1,5 @@
 /** Whether a host can run disks, and run them well. */
+import { isKnownBad } from '../frontend/ublk/control.ts';
 import { F, type Feature, hasFeature } from '../frontend/ublk/protocol.ts';
 import { type Finding, fail, ok, warn } from './finding.ts';
 import type { Host } from './host.ts';
@@ -13,15 +14,19 @@ export interface HostNeeds {
 
 const OLDEST_KERNEL = [5, 15, 0];
 
-/** Kernels that lose or damage data: from the first version to the one that is right again. */
+/**
+ * Kernels that lose or damage data, from the first version to the one that is right again;
+ * docs/doctor.md has the sources.
+ */
 const BAD_KERNELS = [
   {
     from: [6, 1, 64],
     fixed: [6, 1, 66],
     what: 'writes files on ext4 at wrong places with direct I/O',
   },
-  { from: [6, 3, 0], fixed: [6, 3, 5], what: 'damages the metadata of xfs' },
 ] as const;
+/** The first with the ublk driver. */
+const UBLK_KERNEL = [6, 0, 0];
 
 const MEBIBYTE = 1 << 20;
 const LEAST_FILES = 4096;
@@ -48,12 +53,18 @@ export function checkHost(host: Host, needs: HostNeeds): Finding[] {
   ];
 }
 
-function checkKernel({ kernel }: Host): Finding {
+/** Three numbers; null where a text doesn't begin with them. */
+function versionOf(text: string): number[] | null {
+  const match = /^(\d+)\.(\d+)(?:\.(\d+))?/.exec(text);
+  return match?.slice(1).map((n) => Number(n ?? 0)) ?? null;
+}
+
+function checkKernel(host: Host): Finding {
   const check = 'kernel';
-  const version = /^(\d+)\.(\d+)(?:\.(\d+))?/
-    .exec(kernel)
-    ?.slice(1)
-    .map((n) => Number(n ?? 0));
+  const { kernel } = host;
+  // Debian calls all of a release 6.1.0, and has the version that one was made of at another place.
+  const debian = / Debian (\d+\.\d+\.\d+)/.exec(host.read('/proc/version') ?? '')?.[1];
+  const version = versionOf(debian ?? kernel);
   if (!version) return warn(check, `Linux '${kernel}' of unknown age`, 'See docs/building.md.');
   if (compare(version, OLDEST_KERNEL) < 0) {
     return fail(check, `Linux ${kernel} is too old`, 'Use Linux 5.15 or newer.');
@@ -61,11 +72,12 @@ function checkKernel({ kernel }: Host): Finding {
   const bad = BAD_KERNELS.find(
     ({ from, fixed }) => compare(version, from) >= 0 && compare(version, fixed) < 0,
   );
+  const shown = debian === undefined ? kernel : `${kernel} (${debian})`;
   if (bad) {
     const remedy = `Use Linux ${bad.fixed.join('.')} or newer.`;
-    return fail(check, `Linux ${kernel} ${bad.what}`, remedy);
+    return fail(check, `Linux ${shown} ${bad.what}`, remedy);
   }
-  return ok(check, `Linux ${kernel}`);
+  return ok(check, `Linux ${shown}`);
 }
 
 function compare(a: readonly number[], b: readonly number[]): number {
@@ -95,6 +107,14 @@ function checkRing(host: Host, { syncEngine }: HostNeeds): Finding {
   const ring = host.ring();
   if ('error' in ring) {
     const level = syncEngine ? warn : fail;
+    if (ring.error.includes('ENOMEM')) {
+      const remedy = 'Raise the limit: LimitMEMLOCK=infinity in the unit, or ulimit -l.';
+      return level(
+        check,
+        `it can't be used: it finds no memory that may be locked (ENOMEM)`,
+        remedy,
+      );
+    }
     const disabled = host.read('/proc/sys/kernel/io_uring_disabled') ?? '0';
     const remedy =
       disabled === '0'
@@ -113,16 +133,20 @@ function checkRing(host: Host, { syncEngine }: HostNeeds): Finding {
 
 function checkUblk(host: Host): Finding {
   const check = 'ublk';
+  const { kernel } = host;
+  if (isKnownBad(kernel)) {
+    return warn(
+      check,
+      `Linux ${kernel} crashes in its ublk driver while 'serve ublk' makes a device`,
+      'Boot another kernel before. vhost needs no ublk.',
+    );
+  }
   const ublk = host.ublk();
   if ('error' in ublk) {
-    const remedy =
-      ublk.error === 'EACCES'
-        ? 'Run as root, or see docs/serve-ublk.md for unprivileged devices.'
-        : 'Run modprobe ublk_drv (Linux 6.0 or newer).';
     return warn(
       check,
       `'serve ublk' can't be used: ${ublk.error}`,
-      `${remedy} vhost needs no ublk.`,
+      `${ublkRemedy(kernel, ublk.error)} vhost needs no ublk.`,
     );
   }
   if (ublk.value === null) {
@@ -136,6 +160,17 @@ function checkUblk(host: Host): Finding {
   if (missing.length === 0) return ok(check, message);
   const lacking = missing.join(', ').toLowerCase();
   return warn(check, `${message}, without ${lacking}`, 'Use Linux 6.16 or newer for all of them.');
+}
+
+function ublkRemedy(kernel: string, error: string): string {
+  if (error === 'EACCES' || error === 'EPERM') {
+    return 'Run as root, or see docs/serve-ublk.md for unprivileged devices.';
+  }
+  const version = versionOf(kernel);
+  if (version && compare(version, UBLK_KERNEL) < 0) {
+    return 'Use Linux 6.0 or newer: this one has no ublk driver.';
+  }
+  return "Run modprobe ublk_drv; Debian 12's own kernel is built without it, that of its backports has it.";
 }
 
 function checkProcessor(host: Host, { encrypted }: HostNeeds): Finding {

@@ -68,7 +68,34 @@ test('a host that has everything has no trouble, and is told of line by line', (
 test.each<[string, Record<string, string>, Partial<Host>, Partial<HostNeeds>, RegExp]>([
   ['an old kernel', {}, { kernel: '5.10.0-28-amd64' }, {}, /^fail kernel: .*too old/],
   ['a kernel that loses data', {}, { kernel: '6.1.64' }, {}, /^fail kernel: .*ext4.*6\.1\.66/],
-  ['another one', {}, { kernel: '6.3.4-arch1' }, {}, /^fail kernel: .*xfs.*6\.3\.5/],
+  [
+    "the same one by Debian's name",
+    { '/proc/version': 'Linux version 6.1.0-14-amd64 (x) #1 SMP Debian 6.1.64-1 (2023-11-30)' },
+    { kernel: '6.1.0-14-amd64' },
+    {},
+    /^fail kernel: Linux 6\.1\.0-14-amd64 \(6\.1\.64\) .*ext4/,
+  ],
+  [
+    'a kernel that crashes in its driver',
+    {},
+    { kernel: '6.17.0-1017-aws' },
+    {},
+    /^warn ublk: Linux 6\.17\.0-1017-aws crashes .*another kernel/,
+  ],
+  [
+    'one that is too old for the driver',
+    {},
+    { kernel: '5.15.0', ublk: () => ({ error: 'ENOENT' }) },
+    {},
+    /^warn ublk: .*Use Linux 6\.0/,
+  ],
+  [
+    'io_uring that may lock no memory',
+    {},
+    { ring: () => ({ error: 'io_uring found no memory that may be locked (ENOMEM); raise it' }) },
+    {},
+    /^fail io_uring: .*ENOMEM\)\. Raise the limit/,
+  ],
   ['a kernel that tells nothing', {}, { kernel: 'custom' }, {}, /^warn kernel: .*unknown age/],
   [
     'io_uring that is switched off',
@@ -94,6 +121,7 @@ test.each<[string, Record<string, string>, Partial<Host>, Partial<HostNeeds>, Re
   ['an older io_uring', {}, { ring: () => ({ value: 'plain' }) }, {}, /^warn io_uring: .*'plain'/],
   ['no ublk driver', {}, { ublk: () => ({ error: 'ENOENT' }) }, {}, /^warn ublk: .*modprobe/],
   ['no permission for it', {}, { ublk: () => ({ error: 'EACCES' }) }, {}, /^warn ublk: .*root/],
+  ['nor this one', {}, { ublk: () => ({ error: 'EPERM' }) }, {}, /^warn ublk: .*Run as root/],
   ['one that can not tell', {}, { ublk: () => ({ value: null }) }, {}, /^warn ublk: .*too old/],
   [
     'one that lacks something',
@@ -179,6 +207,8 @@ test.each<[string, Record<string, string>, Partial<Host>, Partial<HostNeeds>, Re
 });
 
 test('versions of kernels are compared by number', () => {
+  const debian = 'Linux version 6.1.0-15-amd64 (x) #1 SMP Debian 6.1.66-1 (2023-12-09)';
+  expect(troubles(host({ '/proc/version': debian }, { kernel: '6.1.0-15-amd64' }))).toEqual([]);
   for (const kernel of [
     '5.15.0',
     '6.1.66',

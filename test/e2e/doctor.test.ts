@@ -116,7 +116,11 @@ test('what is wrong with a disk or its configuration fails, with what to do', as
   const metadata = { path: disk, metadata_path: bed.path('none.meta') };
   expect(await finding(bed, metadata, 'metadata', 1)).toMatch(/^fail: .*does not exist\. /);
   const socket = { path: disk, socket: bed.path('none/vhost.sock') };
-  expect(await finding(bed, socket, 'socket', 1)).toMatch(/^fail: .*ENOENT\. Create the folder/);
+  expect(await finding(bed, socket, 'socket', 1)).toMatch(/^fail: .*does not exist\. Create it/);
+  const file = { path: disk, rpc_socket_path: disk };
+  expect(await finding(bed, file, 'rpc socket', 1)).toMatch(/^fail: .*is not a socket\. Remove it/);
+  const same = { path: disk, socket: bed.path('a.sock'), rpc_socket_path: bed.path('a.sock') };
+  expect(await finding(bed, same, 'rpc socket', 1)).toMatch(/^fail: .*both.*\. They need two/);
   mkdirSync(bed.path('open'));
   chmodSync(bed.path('open'), 0o777);
   const replaced = { path: disk, rpc_socket_path: bed.path('open/rpc.sock') };
@@ -152,6 +156,24 @@ testWith(
     expect(found(all, 'data file').message).toContain('is a block device of 64 MiB');
     expect(found(all, 'direct I/O').message).toContain('4096');
     expect(found(all, 'write cache').message).not.toContain('not known');
+  },
+  60_000,
+);
+
+testWith(
+  'a disk that this user may not write is told of',
+  [need.root(), need.program('setpriv')],
+  async () => {
+    await using bed = new Bed();
+    chmodSync(bed.folder, 0o755);
+    const disk = bed.disk();
+    chmodSync(disk, 0o644);
+    const config = bed.config({ path: disk });
+    chmodSync(config, 0o644);
+    const user = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
+    const argv = [...user, binary, 'doctor', '--json', '--config', config];
+    const all = JSON.parse((await bed.run(argv, { cwd: '/' })).stdout.text) as Report;
+    expect(found(all, 'permission').message).toContain('(EACCES): the disk is read-only');
   },
   60_000,
 );

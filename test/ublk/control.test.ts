@@ -125,15 +125,21 @@ function thrown(action: () => unknown): Error {
   throw new Error('nothing was thrown');
 }
 
-test.each(['6.17.0-1007-aws', '6.17.0-12-aws'])('%s is known to crash in its driver', (kernel) => {
-  expect(isKnownBad(kernel)).toBe(true);
-});
+test.each(['6.17.0-1007-aws', '6.17.0-12-aws', '6.17.0-1015-azure', '6.18.4-arch1-1', '6.18.5'])(
+  '%s is known to crash in its driver',
+  (kernel) => {
+    expect(isKnownBad(kernel)).toBe(true);
+  },
+);
 
 test.each([
   '6.17.0-1007-generic',
   '6.17.0',
   '6.18.0-1007-aws',
   '6.8.0-1007-aws',
+  '6.18.3',
+  '6.18.6-arch1-1',
+  '6.18.40',
   '16.17.0-1-aws',
   '6.17.0-1007-aws-fips',
 ])('%s is not', (kernel) => {

@@ -296,9 +296,12 @@ function neverAnswered(command: ControlName): string {
   return `the ublk driver has not answered ${command} in ${DEADLINE_MS / 1000} s${bad}`;
 }
 
-/** Kernels whose driver crashes while a device is made, after which nothing answers any more. */
+/**
+ * Kernels whose driver crashes while a device is made, after which nothing answers any more: builds of
+ * Ubuntu's for clouds, and 6.18.4 and 6.18.5 (docs/doctor.md has the sources).
+ */
 export function isKnownBad(kernel: string): boolean {
-  return /^6\.17\.\d+-\d+-aws$/.test(kernel);
+  return /^6\.17\.\d+-\d+-(aws|azure)$|^6\.18\.[45](?!\d)/.test(kernel);
 }
 
 function cannotOpen(result: number): UserError {
