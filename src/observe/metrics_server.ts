@@ -21,7 +21,6 @@ interface Handler {
   fetch: (request: Request) => Response;
   development: boolean;
   error: (error: Error) => Response;
-  idleTimeout: number;
   maxRequestBodySize: number;
 }
 
@@ -50,14 +49,20 @@ export class MetricsServer {
       // Bun's own pages show whoever asks a piece of the program.
       development: false,
       error: (error) => failure(error, log),
-      idleTimeout: IDLE_S,
       maxRequestBodySize: MOST_BODY_BYTES,
     };
     if ('path' in place) return MetricsServer.atPath(place.path, handler);
     const { host, port } = place;
     const shown = host.includes(':') ? `[${host}]` : host;
     try {
-      const server = Bun.serve({ ...handler, hostname: host, port });
+      const server = Bun.serve({
+        ...handler,
+        hostname: host,
+        port,
+        idleTimeout: IDLE_S,
+        // Two that share a port would be asked by turns.
+        reusePort: false,
+      });
       return new MetricsServer(`http://${shown}:${server.port}/metrics`, server, () => {});
     } catch (error) {
       throw new UserError(
@@ -98,7 +103,7 @@ export class MetricsServer {
 }
 
 function answer(request: Request, text: (openMetrics: boolean) => string): Response {
-  const { pathname } = new URL(request.url);
+  const pathname = pathOf(request.url);
   if (pathname !== '/metrics') {
     return new Response('Metrics are at /metrics.\n', { status: pathname === '/' ? 200 : 404 });
   }
@@ -107,6 +112,11 @@ function answer(request: Request, text: (openMetrics: boolean) => string): Respo
   }
   const open = request.headers.get('accept')?.includes(OPEN_METRICS) ?? false;
   return new Response(text(open), { headers: { 'content-type': open ? TYPES.open : TYPES.plain } });
+}
+
+/** Of a reader that names no host, as HTTP/1.0 needs none, or an odd one, what is asked for is no URL. */
+function pathOf(url: string): string {
+  return url.replace(/^https?:\/\/[^/]*/, '').replace(/\?.*$/, '');
 }
 
 function failure(error: Error, log: Log): Response {
