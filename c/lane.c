@@ -4,6 +4,7 @@
  * lane's jobs begin in their order. All lanes tell of jobs that are done by one socket, and one
  * thread reaps them.
  */
+#include "object.h"
 #include "ubiblk.h"
 
 #include <errno.h>
@@ -123,6 +124,12 @@ static int64_t carry_out(const struct job *job)
         return ubiblk_close(job->fd);
     case UBIBLK_JOB_SEND_FILE:
         return ubiblk_send_file(job->extra, job->fd, job->offset, job->length);
+    case UBIBLK_JOB_SYNC_ALL:
+        return result_of(syncfs(job->fd));
+    case UBIBLK_JOB_SEAL:
+        return ubiblk_seal(memory);
+    case UBIBLK_JOB_UNSEAL:
+        return ubiblk_unseal(memory);
     default:
         return -EINVAL;
     }

@@ -84,7 +84,10 @@ enum {
     UBIBLK_JOB_ALLOCATE,
     UBIBLK_JOB_CLONE,
     UBIBLK_JOB_CLOSE,
-    UBIBLK_JOB_SEND_FILE /* to the socket extra, as much as it has room for */
+    UBIBLK_JOB_SEND_FILE, /* to the socket extra, as much as it has room for */
+    UBIBLK_JOB_SYNC_ALL,  /* all of the file's file system */
+    UBIBLK_JOB_SEAL,      /* struct ubiblk_seal at the address */
+    UBIBLK_JOB_UNSEAL     /* struct ubiblk_unseal */
 };
 
 struct ubiblk_done {

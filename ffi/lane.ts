@@ -16,6 +16,9 @@ const ALLOCATE = 5;
 const CLONE = 6;
 const CLOSE = 7;
 const SEND_FILE = 8;
+const SYNC_ALL = 9;
+const SEAL = 10;
+const UNSEAL = 11;
 
 /** Memory that stays until a call on it is done. */
 export interface Part {
@@ -85,6 +88,21 @@ export class Lane {
    */
   sendFile(socket: number, fd: number, offset: number, length: number): Promise<number> {
     return this.call(SEND_FILE, fd, { address: 0, length }, offset, socket);
+  }
+
+  /** syncfs(2): all that was written to the file's file system. @returns 0 or -errno */
+  syncAll(fd: number): Promise<number> {
+    return this.call(SYNC_ALL, fd, nowhere, 0);
+  }
+
+  /** Makes a stripe an object. @param job address of a struct ubiblk_seal (c/object.h) @returns its result */
+  seal(job: number): Promise<number> {
+    return this.call(SEAL, -1, { address: job, length: 0 }, 0);
+  }
+
+  /** Makes an object a stripe. @param job address of a struct ubiblk_unseal @returns its result */
+  unseal(job: number): Promise<number> {
+    return this.call(UNSEAL, -1, { address: job, length: 0 }, 0);
   }
 
   /** What has not been begun ends with -ECANCELED; its threads end when they can. */
