@@ -2,7 +2,7 @@
  * `metadata.json`: what an archive's objects are, and its wrapped keys (spec/archive.md sections 4 and 5).
  * Both formats are told apart by what is in it.
  */
-import { timingSafeEqual } from 'node:crypto';
+import { createHash, timingSafeEqual } from 'node:crypto';
 import { failed } from '../../ffi/errno.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import type { ArchiveKek } from '../config/device_config.ts';
@@ -31,7 +31,9 @@ export interface Description extends Shape {
   keys: XtsKeys | null;
   /** Of its index; null in format 1. */
   hmacKey: Secret | null;
-  /** As it is stored. */
+  /** SHA-256 of the indexes that go with it, as hexadecimal digits; null where it doesn't say. */
+  indexDigests: string[] | null;
+  /** As JSON, without what depends on the index. */
   text: string;
 }
 
@@ -67,7 +69,25 @@ export function newDescription(shape: Shape, encrypted: boolean, kek: ArchiveKek
   const fields = hmacKey
     ? fieldsOfFormat2(shape, keys, hmacKey, kek)
     : fieldsOfFormat1(shape, keys, kek);
-  return { ...shape, keys, hmacKey, text: JSON.stringify(fields) };
+  return { ...shape, keys, hmacKey, indexDigests: null, text: JSON.stringify(fields) };
+}
+
+/**
+ * The text that is stored. Format 1 authenticates nothing: so that damage shows, it gets the digests of
+ * the indexes that it goes with, of the old and the new one while one is replaced, and one of itself.
+ * Readers of others ignore both.
+ */
+export function completeText({ format, text }: Description, indexDigests: string[]): string {
+  if (format === 2) return text;
+  return withCheck({ ...JSON.parse(text), index_sha256: indexDigests });
+}
+
+export function sha256Hex(bytes: Uint8Array | string): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
+
+function withCheck(fields: Record<string, unknown>): string {
+  return JSON.stringify({ ...fields, check: sha256Hex(JSON.stringify(fields)) });
 }
 
 export function wipeDescription({ keys, hmacKey }: Pick<Description, 'keys' | 'hmacKey'>): void {
@@ -95,8 +115,23 @@ export function parseDescription(bytes: Uint8Array, kek: ArchiveKek): Descriptio
       `has format_version ${JSON.stringify(known.format_version)}; this version of ubiblk reads ${VERSION}`,
     );
   }
+  const { check, index_sha256: digests, ...rest } = known;
+  if (check !== undefined && withCheck(without(known, 'check')) !== text) {
+    throw new ArchiveError("was changed, or is damaged: its 'check' does not match");
+  }
   const read = 'hmac_key' in known ? readFormat2(known, kek) : readFormat1(known, kek);
-  return { ...read, text };
+  return { ...read, indexDigests: digestsOf(digests), text: JSON.stringify(rest) };
+}
+
+function without(fields: Record<string, unknown>, key: string): Record<string, unknown> {
+  const { [key]: _, ...rest } = fields;
+  return rest;
+}
+
+function digestsOf(value: unknown): string[] | null {
+  if (value === undefined) return null;
+  if (Array.isArray(value) && value.every((each) => typeof each === 'string')) return value;
+  throw new ArchiveError("has an 'index_sha256' that is no list of texts: it is damaged");
 }
 
 function fieldsOfFormat1(shape: Shape, keys: XtsKeys | null, kek: ArchiveKek) {
@@ -145,7 +180,10 @@ export function metadataHmacInput(
   ]);
 }
 
-function readFormat1(fields: Record<string, unknown>, kek: ArchiveKek): Omit<Description, 'text'> {
+/** What both formats have in their own way. */
+type Read = Omit<Description, 'text' | 'indexDigests'>;
+
+function readFormat1(fields: Record<string, unknown>, kek: ArchiveKek): Read {
   const { encryption_key: wrapped = null, compression = 'none' } = fields;
   if (compression !== 'none' && compression !== 'snappy') {
     throw new ArchiveError(`has an unknown compression, ${JSON.stringify(compression)}`);
@@ -172,7 +210,7 @@ function readFormat1(fields: Record<string, unknown>, kek: ArchiveKek): Omit<Des
   }
 }
 
-function readFormat2(fields: Record<string, unknown>, kek: ArchiveKek): Omit<Description, 'text'> {
+function readFormat2(fields: Record<string, unknown>, kek: ArchiveKek): Read {
   const stored = fields.encryption_key ?? null;
   const wrappedKeys = stored === null ? null : bytesOf(stored, 'encryption_key');
   const hmacKey = unwrapRandom(bytesOf(fields.hmac_key, 'hmac_key'), kek, 'hmac_key');
@@ -185,8 +223,8 @@ function readFormat2(fields: Record<string, unknown>, kek: ArchiveKek): Omit<Des
     const expected = hmacSha256(hmacKey, metadataHmacInput(shape, wrappedKeys));
     checkTag(expected, fields.metadata_hmac, 'metadata_hmac');
     const diskBytes = diskBytesOf(fields);
-    if (diskBytes !== undefined) {
-      const tag = hmacSha256(hmacKey, SIZE_DOMAIN, u64(diskBytes));
+    if (diskBytes !== undefined || fields.disk_size_hmac !== undefined) {
+      const tag = hmacSha256(hmacKey, SIZE_DOMAIN, u64(diskBytes ?? 0));
       checkTag(tag, fields.disk_size_hmac, 'disk_size_hmac');
     }
     const keys = wrappedKeys && splitKeys(unwrapRandom(wrappedKeys, kek, 'encryption_key'));

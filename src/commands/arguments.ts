@@ -52,6 +52,10 @@ export function findCommand(
     const words = command.name.split(' ').length;
     return { action: 'run', target: { command }, args: argv.slice(words) };
   }
+  const meant = commands.find(({ short }) => short === first);
+  if (meant && second?.startsWith('-') && second !== '--help' && second !== '-h') {
+    return { action: 'run', target: { command: meant }, args: argv.slice(1) };
+  }
   const group = commands.filter(({ name }) => name.startsWith(`${first} `));
   if (group.length > 0 && (second === '--help' || second === '-h')) {
     return { action: 'list', group: first };

@@ -1,25 +1,19 @@
 import { loadListenConfig } from '../config/load_remote_config.ts';
 import { freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk } from '../device/disk.ts';
-import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { DiskReader } from '../remote/plain_reader.ts';
 import { SENDERS } from '../remote/send_file.ts';
-import { ServedStripes, servedHeaders } from '../remote/served_disk.ts';
+import { ServedStripes } from '../remote/served_disk.ts';
 import { StripeServer } from '../remote/stripe_server.ts';
 import type { StripeSource } from '../stripe/interfaces.ts';
-import { openMetadata } from '../stripe/metadata_file.ts';
-import { stripeCount } from '../stripe/metadata_layout.ts';
-import { FETCHED, HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
 import type { Arguments } from './arguments.ts';
 import { freeDescriptors } from './descriptors.ts';
+import { openDiskStripes } from './disk_stripes.ts';
 import { expandKeys, readSettings, type Settings, unlinkKek } from './served_disk.ts';
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
-import { openSource } from './stripe_sources.ts';
 
-/** Of a disk without metadata. */
-const DEFAULT_SHIFT = 11;
 const DRAIN_MS = 10_000;
 /** Descriptors for all but clients: those that are refused, look-ups of names, and sending of files. */
 const SPARE_DESCRIPTORS = 16 + SENDERS;
@@ -113,32 +107,6 @@ async function openStripes(
   log: Log,
 ): Promise<ServedStripes> {
   const facts = { ...disk.facts, xts };
-  const diskBytes = facts.sizeBytes;
-  const reader = new DiskReader(facts);
-  const { metadataPath, directIo, writeThrough, trackWritten, stripeSource } = config;
-  if (metadataPath === undefined) {
-    const headers = new Uint8Array(stripeCount(diskBytes, DEFAULT_SHIFT));
-    headers.fill(FETCHED | WRITTEN | HAS_SOURCE);
-    return new ServedStripes(DEFAULT_SHIFT, diskBytes, headers, reader, null);
-  }
-  const metadata = await openMetadata(
-    metadataPath,
-    { directIo, writeThrough, xts, diskBytes, use: 'look' },
-    log,
-  );
-  await metadata.close();
-  const { shift, stripeBytes } = metadata.layout;
-  const headers = servedHeaders(metadata.headers, trackWritten);
-  const missing = headers.some((header) => (header & (HAS_SOURCE | FETCHED)) === HAS_SOURCE);
-  if (missing && !stripeSource) {
-    throw new UserError(
-      `some stripes of '${disk.path}' are still to be fetched, but no source is configured; add the ` +
-        "'stripe_source' that it was made for",
-    );
-  }
-  const source =
-    missing && stripeSource
-      ? await openSource(stripeSource, { stripeBytes, directIo: false }, log)
-      : null;
-  return new ServedStripes(shift, diskBytes, headers, reader, source);
+  const { shift, headers, source } = await openDiskStripes(disk, config, xts, log);
+  return new ServedStripes(shift, facts.sizeBytes, headers, new DiskReader(facts), source);
 }

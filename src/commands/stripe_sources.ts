@@ -1,14 +1,15 @@
 import type {
+  ArchiveConfig,
   RemoteSource as RemoteConfig,
   StripeSource as SourceConfig,
 } from '../config/device_config.ts';
-import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { describeRemote, RemoteSource } from '../remote/remote_source.ts';
 import type { StripeSource } from '../stripe/interfaces.ts';
 import type { OpenSource } from '../stripe/lazy_disk.ts';
 import { rawExtent, type SourceExtent } from '../stripe/sources/extent.ts';
 import { openRawSource } from '../stripe/sources/raw.ts';
+import { describeStore, openStore } from './archive_store.ts';
 
 /** Opens the source that a configuration names, for fetching. @throws UserError */
 export const openSource: OpenSource = async (source, { stripeBytes, directIo }, log) => {
@@ -48,9 +49,13 @@ export async function sourceWords(
   stripeBytes: number,
   log: Log,
 ): Promise<SourceWords> {
-  if (source?.source !== 'remote') return await sourceExtent(source, stripeBytes, log);
-  const description = describeRemote(source.address, source.psk?.identity);
-  return { description, sizeBytes: null };
+  if (source?.source === 'remote') {
+    return { description: describeRemote(source.address, source.psk?.identity), sizeBytes: null };
+  }
+  if (source?.source === 'archive') {
+    return { description: describeStore(source), sizeBytes: null };
+  }
+  return await sourceExtent(source, stripeBytes, log);
 }
 
 async function openOther(
@@ -59,7 +64,23 @@ async function openOther(
   log: Log,
 ): Promise<StripeSource> {
   if (source.source === 'remote') return await openRemote(source, stripeBytes, log);
-  throw new UserError(`the stripe source '${source.source}' is not in this version of ubiblk yet`);
+  return await openArchiveSource(source, stripeBytes, log);
+}
+
+async function openArchiveSource(
+  source: ArchiveConfig,
+  stripeBytes: number,
+  log: Log,
+): Promise<StripeSource> {
+  const { Archive } = await import('../archive/reader.ts');
+  const { ArchiveSource } = await import('../archive/archive_source.ts');
+  const store = await openStore(source, log);
+  try {
+    return new ArchiveSource(await Archive.open(store, source.archiveKek), stripeBytes);
+  } catch (error) {
+    store.close();
+    throw error;
+  }
 }
 
 async function openRemote(

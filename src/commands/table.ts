@@ -29,6 +29,8 @@ export interface CommandSpec {
   /** One or two words: `serve vhost`. */
   name: string;
   summary: string;
+  /** The first word alone, where it stands for this command when options follow. */
+  short?: string;
   programs: readonly ProgramName[];
   options: readonly OptionSpec[];
   /** What must follow the options, as help calls it; in brackets what need not, with `...` any number. */
@@ -72,6 +74,26 @@ const metadataOptions: readonly OptionSpec[] = deviceConfigOptions.map((option) 
     ? { ...option, summary: 'Delete the KEK file when all is done' }
     : option,
 );
+
+const jsonOption: OptionSpec = { long: 'json', summary: 'Print one JSON object instead of lines' };
+
+const targetOption: OptionSpec = {
+  long: 'target-config',
+  value: 'FILE',
+  summary: 'Where the archive is (YAML)',
+};
+
+/** Of commands that take an archive and no disk. */
+const targetOptions: readonly OptionSpec[] = [
+  targetOption,
+  ...metadataOptions.filter(({ long }) => ['kek', 'unlink-kek', 'strict'].includes(long)),
+];
+
+/** Of commands that may take hours. */
+const longOptions: readonly OptionSpec[] = [
+  jsonOption,
+  { long: 'quiet', short: 'q', summary: 'Show no progress and no summary' },
+];
 
 export const commands: readonly CommandSpec[] = [
   {
@@ -343,6 +365,95 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/metadata.md',
     load: () => import('./metadata_dump.ts'),
+  },
+  {
+    name: 'archive create',
+    short: 'archive',
+    summary: 'Make an archive of a disk: deduplicated, compressed, encrypted, in a folder or in S3',
+    programs: [{ name: 'archive', displayName: 'archive' }],
+    options: [
+      ...metadataOptions,
+      targetOption,
+      { long: 'encrypt', short: 'e', summary: 'Encrypt its objects, with keys made for this run' },
+      { long: 'compress', short: 'c', summary: 'Compress: Snappy, or zstd with --format 2' },
+      {
+        long: 'compression',
+        value: 'METHOD',
+        summary: 'none (default), snappy, or zstd (format 2)',
+      },
+      { long: 'zstd-level', value: 'N', summary: 'How hard zstd tries, 1 to 22 (3)' },
+      {
+        long: 'format',
+        value: 'N',
+        summary: 'Format: 1 (default), or 2: authenticated, with zstd',
+      },
+      { long: 'force', summary: 'Replace the archive that is there' },
+      { long: 'resume', summary: 'Go on with an interrupted run, with its keys' },
+      { long: 'live', summary: 'Archive a disk that is being served (no server allows it yet)' },
+      { long: 'allow-plaintext-keys', summary: 'Do not warn of keys that no archive_kek wraps' },
+      { long: 'stats', value: 'FILE', summary: 'Write sizes to this file (JSON)' },
+      ...longOptions,
+    ],
+    examples: [
+      'ubiblk archive --config vm.yaml --target-config images.yaml --compress',
+      'ubiblk archive --config vm.yaml --target-config s3.yaml --format 2 --compression zstd --encrypt',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/archives.md',
+    load: () => import('./archive_create.ts'),
+  },
+  {
+    name: 'archive export',
+    summary: "Write an archive's disk into a file, with holes where it is zeroes",
+    programs: [{ name: 'export-archive', displayName: 'export-archive' }],
+    options: [
+      ...targetOptions,
+      { long: 'force', summary: 'Replace the file that is there' },
+      ...longOptions,
+    ],
+    operands: ['IMAGE'],
+    examples: ['ubiblk archive export --target-config images.yaml disk.raw'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/archives.md',
+    load: () => import('./archive_export.ts'),
+  },
+  {
+    name: 'archive verify',
+    summary: 'Fetch every object of an archive and check it',
+    programs: [],
+    options: [...targetOptions, ...longOptions],
+    examples: ['ubiblk archive verify --target-config images.yaml'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/archives.md',
+    load: () => import('./archive_verify.ts'),
+  },
+  {
+    name: 'archive list',
+    summary: 'Show what an archive holds, and how well it is deduplicated and compressed',
+    programs: [],
+    options: [...targetOptions, jsonOption],
+    examples: ['ubiblk archive list --target-config images.yaml --json'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/archives.md',
+    load: () => import('./archive_list.ts'),
+  },
+  {
+    name: 'archive gc',
+    summary: 'Show, or delete, objects that an archive does not need any more',
+    programs: [],
+    options: [
+      ...targetOptions,
+      { long: 'delete', summary: 'Delete them; else they are only counted' },
+      { long: 'abandon', summary: 'Delete also what an interrupted run has left' },
+      jsonOption,
+    ],
+    examples: [
+      'ubiblk archive gc --target-config images.yaml',
+      'ubiblk archive gc --target-config images.yaml --delete',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/archives.md',
+    load: () => import('./archive_gc.ts'),
   },
   {
     name: 'keys generate',

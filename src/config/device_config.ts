@@ -57,12 +57,19 @@ export interface S3Archive {
   endpoint?: string;
   region?: string;
   profile?: string;
-  credentials?: { accessKeyId: Secret; secretAccessKey: Secret };
+  credentials?: { accessKeyId: Secret; secretAccessKey: Secret; sessionToken?: Secret };
   connections: number;
+  connectTimeoutMs: number;
+  /** Milliseconds that one attempt of an operation may take. */
+  operationTimeoutMs: number;
+  /** Milliseconds after which an operation that fails again and again is given up. */
+  retryTimeoutMs: number;
   archiveKek: ArchiveKek;
 }
 
-export type StripeSource = RawSource | RemoteSource | FilesystemArchive | S3Archive;
+export type ArchiveConfig = FilesystemArchive | S3Archive;
+
+export type StripeSource = RawSource | RemoteSource | ArchiveConfig;
 
 /** One device configuration file, parsed and validated (spec/config.md part A). */
 export interface DeviceConfig {

@@ -1,4 +1,3 @@
-import type { StripeSource } from './device_config.ts';
 import type { Mapping } from './yaml_mapping.ts';
 
 interface LaterFeature {
@@ -19,16 +18,10 @@ const laterFeatures: readonly LaterFeature[] = [
 ];
 
 /** Reports every field of a later version that is not at its default. */
-export function refuseLaterFeatures(mapping: Mapping, source: StripeSource | undefined): void {
+export function refuseLaterFeatures(mapping: Mapping): void {
   for (const { key, missing } of laterFeatures) {
     if (mapping.isSet(key)) {
       mapping.error(key, `${missing} not in this version of ubiblk yet; remove the field`);
     }
-  }
-  if (source?.source === 'archive') {
-    mapping.error(
-      'stripe_source',
-      'archives are not in this version of ubiblk yet; remove the field',
-    );
   }
 }

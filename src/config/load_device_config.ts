@@ -100,7 +100,7 @@ function parseDeviceConfig(
   }
   mapping.reportUnknownKeys();
   if (problems.count === 0 && !options.keysOnly) {
-    refuseLaterFeatures(mapping, config.stripeSource);
+    refuseLaterFeatures(mapping);
   }
   return config;
 }

@@ -1,8 +1,8 @@
-import type { ListenConfig, RemoteSource } from './device_config.ts';
+import type { ArchiveConfig, ListenConfig, RemoteSource } from './device_config.ts';
 import { loadKekFile, noKek } from './kek.ts';
 import { Problems } from './problems.ts';
 import { SecretReader } from './secret_reader.ts';
-import { readListen, readRemote } from './stripe_source.ts';
+import { readArchive, readListen, readRemote } from './stripe_source.ts';
 import { readTextFile } from './text_file.ts';
 import { type Mapping, parseMapping } from './yaml_mapping.ts';
 
@@ -29,10 +29,15 @@ export function loadServerConfig(file: string, options: RemoteLoadOptions): Load
   return load(file, options, readRemote);
 }
 
+/** Reads where an archive is, `--target-config` (spec/config.md A.6). @throws UserError */
+export function loadTargetConfig(file: string, options: RemoteLoadOptions): Loaded<ArchiveConfig> {
+  return load(file, options, readArchive);
+}
+
 function load<Config>(
   file: string,
   { kekFile, strict = false, warn }: RemoteLoadOptions,
-  read: (mapping: Mapping, secrets: SecretReader) => Config,
+  read: (mapping: Mapping, secrets: SecretReader) => Config | undefined,
 ): Loaded<Config> {
   const kek = kekFile === undefined ? noKek : loadKekFile(kekFile, strict, warn);
   const secrets = new SecretReader(kek);

@@ -4,8 +4,8 @@ import type { Secret } from '../crypto/secret.ts';
 import { MAX_IDENTITY_BYTES, MAX_PSK_BYTES } from '../crypto/tls_psk.ts';
 import { isAddress } from './address.ts';
 import type {
+  ArchiveConfig,
   ArchiveKek,
-  FilesystemArchive,
   ListenConfig,
   RemoteSource,
   S3Archive,
@@ -22,6 +22,7 @@ const milliseconds = { min: 1, max: 3_600_000 };
 const defaultConnectMs = 5000;
 const defaultOperationMs = 20_000;
 const defaultMaxClients = 1024;
+const defaultRetryMs = 120_000;
 
 /**
  * Reads the mapping `stripe_source` (spec/config.md A.3). What is wrong goes to the file's problems;
@@ -118,10 +119,8 @@ function readPsk(mapping: Mapping, secrets: SecretReader): RemoteSource['psk'] {
   return identity === undefined || secret === undefined ? undefined : { identity, secret };
 }
 
-function readArchive(
-  mapping: Mapping,
-  secrets: SecretReader,
-): FilesystemArchive | S3Archive | undefined {
+/** Also the top level of `--target-config`. */
+export function readArchive(mapping: Mapping, secrets: SecretReader): ArchiveConfig | undefined {
   const type = mapping.requiredChoice('type', ['filesystem', 's3']);
   if (type === undefined) {
     return undefined;
@@ -143,6 +142,9 @@ function readS3(mapping: Mapping, secrets: SecretReader): S3Archive {
     type: 's3',
     bucket: bucket ?? '',
     connections: readConnections(mapping),
+    connectTimeoutMs: mapping.integer('connect_timeout_ms', milliseconds) ?? defaultConnectMs,
+    operationTimeoutMs: readOperationTimeout(mapping),
+    retryTimeoutMs: mapping.integer('retry_timeout_ms', milliseconds) ?? defaultRetryMs,
     archiveKek: readArchiveKek(mapping, secrets),
   };
   const prefix = readPrefix(mapping);
@@ -198,8 +200,12 @@ function readCredentials(mapping: Mapping, secrets: SecretReader): S3Archive['cr
   }
   const accessKeyId = readTextSecret(credentials, 'access_key_id', secrets);
   const secretAccessKey = readTextSecret(credentials, 'secret_access_key', secrets);
+  const sessionToken = credentials.has('session_token')
+    ? readTextSecret(credentials, 'session_token', secrets)
+    : undefined;
   credentials.reportUnknownKeys();
-  return accessKeyId && secretAccessKey ? { accessKeyId, secretAccessKey } : undefined;
+  if (!accessKeyId || !secretAccessKey) return undefined;
+  return { accessKeyId, secretAccessKey, ...(sessionToken && { sessionToken }) };
 }
 
 function readTextSecret(mapping: Mapping, key: string, secrets: SecretReader): Secret | undefined {

@@ -85,6 +85,9 @@ test('an S3 archive with what it cannot do without', () => {
     type: 's3',
     bucket: 'b',
     connections: 16,
+    connectTimeoutMs: 5000,
+    operationTimeoutMs: 20_000,
+    retryTimeoutMs: 120_000,
     archiveKek: { method: 'none' },
   });
 });
@@ -98,7 +101,10 @@ endpoint: https://objects.example.net
 region: auto
 profile: backup
 connections: 128
-credentials: {access_key_id: QUtJQQ==, secret_access_key: c2VzYW1l}
+connect_timeout_ms: 1
+operation_attempt_timeout_ms: 2
+retry_timeout_ms: 3
+credentials: {access_key_id: QUtJQQ==, secret_access_key: c2VzYW1l, session_token: dG9rZW4=}
 archive_kek:
   method: aes256-gcm
   key: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
@@ -118,9 +124,13 @@ archive_kek:
     region: 'auto',
     profile: 'backup',
     connections: 128,
+    connectTimeoutMs: 1,
+    operationTimeoutMs: 2,
+    retryTimeoutMs: 3,
   });
   expect(text(credentials?.accessKeyId)).toBe('AKIA');
   expect(text(credentials?.secretAccessKey)).toBe('sesame');
+  expect(text(credentials?.sessionToken)).toBe('token');
   if (archiveKek.method !== 'aes256-gcm') {
     throw new Error('the archive KEK is lost');
   }

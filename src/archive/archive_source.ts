@@ -1,0 +1,140 @@
+/** An archive as a source of stripes. */
+import { UserError } from '../errors.ts';
+import type { StripeBuffer, StripeSource } from '../stripe/interfaces.ts';
+import type { Slot } from './object_codec.ts';
+import type { Archive } from './reader.ts';
+import { Slots } from './slots.ts';
+
+/** An object that is fetched, or was, for whoever wants it. */
+interface Transfer {
+  /** Its slot, and its length there. */
+  fetched: Promise<{ slot: Slot; length: number }>;
+  users: number;
+  /** The last of those that make a stripe of it, one after the other. */
+  turn: Promise<unknown>;
+}
+
+export class ArchiveSource implements StripeSource {
+  readonly description: string;
+  readonly sizeBytes: number;
+  readonly leastDiskBytes: number;
+  readonly parallel: number;
+  private readonly slots: Slots;
+  private readonly free: Slot[];
+  private readonly waiting: ((slot: Slot) => void)[] = [];
+  /** By the number of the object; in encrypted archives, where equal objects are no equal stripes, by stripe. */
+  private readonly transfers = new Map<number, Transfer>();
+  private reading = 0;
+  private readonly idle = Promise.withResolvers<void>();
+  private closing = false;
+
+  /** @throws UserError where the archive's stripes are of another size */
+  constructor(
+    private readonly archive: Archive,
+    stripeBytes: number,
+  ) {
+    const { store, index, description } = archive;
+    if (archive.stripeBytes !== stripeBytes) {
+      archive.close();
+      throw new UserError(
+        `the archive in ${store.name} has stripes of ${archive.stripeBytes} bytes, but those of this ` +
+          `disk have ${stripeBytes}; make its metadata with the same size (--stripe-sector-count-shift)`,
+      );
+    }
+    this.description = store.description;
+    this.sizeBytes = archive.sizeBytes;
+    // Older archives don't say how much of the last stripe there is.
+    const last = Math.max(index.stripes - 1, 0) * stripeBytes;
+    this.leastDiskBytes = description.diskBytes ?? (index.stripes === 0 ? 0 : last + 512);
+    this.slots = new Slots(archive.form, store.parallel);
+    this.free = [...this.slots.all];
+    this.parallel = Math.min(store.parallel, this.free.length);
+  }
+
+  has(stripe: number): boolean {
+    return this.archive.index.has(stripe);
+  }
+
+  async read(stripe: number, buffer: StripeBuffer): Promise<boolean> {
+    const object = this.archive.index.objectOf(stripe);
+    if (object === null) return false;
+    if (this.closing) throw new Error('the source was closed');
+    this.reading++;
+    try {
+      return await this.readObject(stripe, object, buffer);
+    } finally {
+      this.reading--;
+      this.lookIfIdle();
+    }
+  }
+
+  async close(): Promise<void> {
+    this.closing = true;
+    this.lookIfIdle();
+    // What is under way goes into memory that is freed here.
+    await this.idle.promise;
+    this.slots.free();
+    this.archive.close();
+    this.archive.store.close();
+  }
+
+  private async readObject(stripe: number, object: number, buffer: StripeBuffer): Promise<boolean> {
+    const key = this.archive.form.xts === 0 ? object : stripe;
+    const transfer = this.transfers.get(key) ?? this.begin(key, object);
+    transfer.users++;
+    try {
+      const { slot, length } = await transfer.fetched;
+      const turn = transfer.turn.then(() => this.unseal(stripe, object, slot, length, buffer));
+      transfer.turn = turn.catch(() => {});
+      return await turn;
+    } finally {
+      if (--transfer.users === 0) {
+        this.transfers.delete(key);
+        transfer.fetched.then(({ slot }) => this.giveBack(slot)).catch(() => {});
+      }
+    }
+  }
+
+  private begin(key: number, object: number): Transfer {
+    const transfer = { fetched: this.fetch(object), users: 0, turn: Promise.resolve() };
+    this.transfers.set(key, transfer);
+    return transfer;
+  }
+
+  private async fetch(object: number): Promise<{ slot: Slot; length: number }> {
+    const slot = this.free.pop() ?? (await new Promise<Slot>((take) => this.waiting.push(take)));
+    try {
+      return { slot, length: await this.archive.fetch(object, slot) };
+    } catch (error) {
+      this.giveBack(slot);
+      throw error;
+    }
+  }
+
+  private async unseal(
+    stripe: number,
+    object: number,
+    slot: Slot,
+    length: number,
+    buffer: StripeBuffer,
+  ): Promise<boolean> {
+    const { archive } = this;
+    if (buffer.bytes.length === archive.stripeBytes) {
+      return await archive.unseal(stripe, object, slot, length, buffer);
+    }
+    // The disk ends within the stripe.
+    if (!(await archive.unseal(stripe, object, slot, length))) return false;
+    buffer.bytes.set(slot.stripe.bytes.subarray(0, buffer.bytes.length));
+    return true;
+  }
+
+  private giveBack(slot: Slot): void {
+    const next = this.waiting.shift();
+    if (next) next(slot);
+    else this.free.push(slot);
+  }
+
+  private lookIfIdle(): void {
+    if (this.closing && this.reading === 0) this.idle.resolve();
+  }
+}

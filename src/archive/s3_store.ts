@@ -1,0 +1,354 @@
+/** An archive in a bucket, below a prefix. */
+import { isIP } from 'node:net';
+import {
+  DeleteObjectCommand,
+  GetObjectCommand,
+  type GetObjectCommandOutput,
+  HeadObjectCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  type PutObjectCommandInput,
+  type PutObjectCommandOutput,
+  S3Client,
+  type S3ClientConfig,
+} from '@aws-sdk/client-s3';
+import { NodeHttpHandler } from '@smithy/node-http-handler';
+import type { BuildMiddleware } from '@smithy/types';
+import type { S3Archive } from '../config/device_config.ts';
+import { UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import type { StripeBuffer } from '../stripe/interfaces.ts';
+import { DESCRIPTION_NAME } from './description.ts';
+import { failureOf, mayBeTriedAgain, type ServiceError, statusOf, waitMs } from './s3_retry.ts';
+import {
+  type Commit,
+  INDEX_NAMES,
+  NOTE_NAME,
+  type ObjectStore,
+  type Run,
+  type StoredObject,
+} from './store.ts';
+import { DATA_PREFIX, parseHash } from './stripe_index.ts';
+
+/** The store's own words: `archive s3 (bucket: B, ...)`. */
+export interface S3Options {
+  archive: S3Archive;
+  description: string;
+}
+
+export class S3Store implements ObjectStore {
+  readonly name: string;
+  readonly description: string;
+  readonly parallel: number;
+  readonly switches = false;
+  private readonly client: S3Client;
+  private readonly bucket: string;
+  private readonly prefix: string;
+  private readonly attemptMs: number;
+  private readonly retryMs: number;
+  private readonly stop = new AbortController();
+
+  constructor(
+    { archive, description }: S3Options,
+    private readonly log: Log,
+  ) {
+    this.description = description;
+    this.bucket = archive.bucket;
+    this.prefix = archive.prefix === undefined ? '' : `${archive.prefix}/`;
+    this.name = `'s3://${archive.bucket}${archive.prefix === undefined ? '' : `/${archive.prefix}`}'`;
+    this.parallel = archive.connections;
+    this.attemptMs = archive.operationTimeoutMs;
+    this.retryMs = archive.retryTimeoutMs;
+    this.client = new S3Client(clientConfig(archive));
+  }
+
+  async get(name: string): Promise<Uint8Array | null> {
+    return await this.getObject(name, async ({ Body }) => {
+      const bytes = (await Body?.transformToByteArray()) ?? new Uint8Array();
+      return { result: bytes, lengthBytes: bytes.length };
+    });
+  }
+
+  async fetch(name: string, to: StripeBuffer): Promise<number | null> {
+    return await this.getObject(name, async ({ Body, ContentLength }) => {
+      const most = to.bytes.length;
+      let done = 0;
+      for await (const chunk of Body as unknown as AsyncIterable<Uint8Array>) {
+        if (done + chunk.length > most) throw this.tooLong(name, ContentLength ?? most + 1, most);
+        to.bytes.set(chunk, done);
+        done += chunk.length;
+      }
+      return { result: done, lengthBytes: done };
+    });
+  }
+
+  async put(name: string, bytes: Uint8Array): Promise<void> {
+    await this.putObject(name, bytes);
+  }
+
+  async holds(name: string, bytes: Uint8Array): Promise<boolean> {
+    const key = this.key(name);
+    const length = await this.again('HeadObject', key, async (abortSignal) => {
+      const command = new HeadObjectCommand({ Bucket: this.bucket, Key: key });
+      return await this.client.send(command, { abortSignal }).then(
+        ({ ContentLength }) => ContentLength ?? null,
+        (error) => nullIfMissing(error),
+      );
+    });
+    return length === bytes.length;
+  }
+
+  async *list(): AsyncGenerator<StoredObject> {
+    const prefix = this.key(DATA_PREFIX);
+    let next: string | undefined;
+    do {
+      const page = await this.page(prefix, next);
+      for (const { Key = '', Size = 0 } of page.Contents ?? []) {
+        const hash = Key.slice(prefix.length);
+        if (parseHash(hash)) yield { hash, lengthBytes: Size };
+      }
+      next = page.IsTruncated ? page.NextContinuationToken : undefined;
+    } while (next !== undefined);
+  }
+
+  async remove(hashes: string[]): Promise<void> {
+    const left = [...hashes];
+    const turns = Array.from({ length: this.parallel }, async () => {
+      for (let hash = left.pop(); hash !== undefined; hash = left.pop()) {
+        await this.removeObject(DATA_PREFIX + hash);
+      }
+    });
+    await Promise.all(turns);
+  }
+
+  async begin(): Promise<Run> {
+    const left = await this.get(NOTE_NAME);
+    return {
+      left,
+      begun: left !== null || (await this.hasData()),
+      note: (description) => this.note(description, left === null),
+      end: () => this.removeObject(NOTE_NAME),
+      leave: () => {},
+    };
+  }
+
+  /** Two objects can't be replaced in one moment: what stands meanwhile goes with the old index and the new. */
+  async commit({ description, meanwhile, indexName, index }: Commit): Promise<void> {
+    if (meanwhile === null) {
+      // Of an archive without a description, which is none: it must not be taken for this one's.
+      for (const name of Object.values(INDEX_NAMES)) {
+        if ((await this.get(name)) !== null) await this.removeObject(name);
+      }
+      await this.putObject(DESCRIPTION_NAME, Buffer.from(description));
+      return await this.putObject(indexName, index);
+    }
+    await this.putObject(DESCRIPTION_NAME, Buffer.from(meanwhile));
+    await this.putObject(indexName, index);
+    if (meanwhile !== description) await this.putObject(DESCRIPTION_NAME, Buffer.from(description));
+  }
+
+  giveUp(): void {
+    this.stop.abort();
+  }
+
+  close(): void {
+    this.giveUp();
+    this.client.destroy();
+  }
+
+  private key(name: string): string {
+    return this.prefix + name;
+  }
+
+  private async hasData(): Promise<boolean> {
+    try {
+      return ((await this.page(this.key(DATA_PREFIX), undefined, 1)).KeyCount ?? 0) > 0;
+    } catch (error) {
+      // Whoever may put need not be allowed to list.
+      this.log.info(`what is there is put again: ${(error as Error).message}`);
+      return false;
+    }
+  }
+
+  private async page(prefix: string, token: string | undefined, most?: number) {
+    return await this.again('ListObjectsV2', prefix, async (abortSignal) => {
+      const command = new ListObjectsV2Command({
+        Bucket: this.bucket,
+        Prefix: prefix,
+        ContinuationToken: token,
+        MaxKeys: most,
+      });
+      return await this.client.send(command, { abortSignal });
+    });
+  }
+
+  private async note(description: string, first: boolean): Promise<void> {
+    try {
+      await this.putObject(NOTE_NAME, Buffer.from(description), first);
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      // A server that knows of no conditions.
+      if (error.cause === 501) return await this.putObject(NOTE_NAME, Buffer.from(description));
+      if (error.cause !== 412) throw error;
+      throw new UserError(
+        `another run is writing to the archive in ${this.name}, or was interrupted this moment; wait for ` +
+          'its end, or try again',
+      );
+    }
+  }
+
+  private async getObject<Result>(
+    name: string,
+    take: (answer: GetObjectCommandOutput) => Promise<{ result: Result; lengthBytes: number }>,
+  ): Promise<Result | null> {
+    const key = this.key(name);
+    return await this.again('GetObject', key, async (abortSignal) => {
+      const command = new GetObjectCommand({ Bucket: this.bucket, Key: key });
+      let answer: GetObjectCommandOutput;
+      try {
+        answer = await this.client.send(command, { abortSignal });
+      } catch (error) {
+        return nullIfMissing(error as ServiceError);
+      }
+      const { result, lengthBytes } = await take(answer);
+      const { ContentLength } = answer;
+      if (ContentLength !== undefined && lengthBytes !== ContentLength) {
+        throw new Error(`the answer ended after ${lengthBytes} of ${ContentLength} bytes`);
+      }
+      return result;
+    });
+  }
+
+  /** @param onlyNew refused where it is there already, by servers that know of conditions */
+  private async putObject(name: string, bytes: Uint8Array, onlyNew = false): Promise<void> {
+    const key = this.key(name);
+    const hash = name.startsWith(DATA_PREFIX) ? parseHash(name.slice(DATA_PREFIX.length)) : null;
+    const checksum = hash && Buffer.from(hash).toString('base64');
+    await this.again('PutObject', key, async (abortSignal) => {
+      const command = new PutObjectCommand({
+        Bucket: this.bucket,
+        Key: key,
+        Body: bytes,
+        // The server sees for itself that it got what the name says.
+        ...(checksum && { ChecksumSHA256: checksum }),
+        ...(onlyNew && { IfNoneMatch: '*' }),
+      });
+      if (hash) command.middlewareStack.add(signedHash(hash), { step: 'build' });
+      await this.client.send(command, { abortSignal });
+    });
+  }
+
+  private async removeObject(name: string): Promise<void> {
+    const key = this.key(name);
+    await this.again('DeleteObject', key, async (abortSignal) => {
+      const command = new DeleteObjectCommand({ Bucket: this.bucket, Key: key });
+      await this.client.send(command, { abortSignal });
+    });
+  }
+
+  /** Tries until it works, can't work, or has taken too long. @throws UserError */
+  private async again<Result>(
+    operation: string,
+    key: string,
+    work: (signal: AbortSignal) => Promise<Result>,
+  ): Promise<Result> {
+    const beganMs = performance.now();
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.once(work);
+      } catch (error) {
+        if (error instanceof UserError) throw error;
+        if (this.stop.signal.aborted) throw new UserError(`${operation} of '${key}' was given up`);
+        const failure = error as ServiceError;
+        const elapsedMs = performance.now() - beganMs;
+        const restMs = waitMs(failure, attempt);
+        if (!mayBeTriedAgain(failure) || elapsedMs + restMs > this.retryMs) {
+          const what = `${operation} of '${key}' in bucket '${this.bucket}'`;
+          const told = failureOf(failure, what, attempt, elapsedMs);
+          told.cause = statusOf(failure);
+          throw told;
+        }
+        this.log.debug(`${operation} of '${key}' is tried again: ${failure.message}`);
+        await this.rest(restMs);
+      }
+    }
+  }
+
+  private async once<Result>(work: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(), this.attemptMs);
+    try {
+      return await work(AbortSignal.any([late.signal, this.stop.signal]));
+    } catch (error) {
+      if (!late.signal.aborted) throw error;
+      throw new Error(`no answer in ${this.attemptMs / 1000} s`);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  private rest(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const end = () => {
+        clearTimeout(timer);
+        this.stop.signal.removeEventListener('abort', end);
+        resolve();
+      };
+      const timer = setTimeout(end, ms);
+      this.stop.signal.addEventListener('abort', end);
+    });
+  }
+
+  private tooLong(name: string, length: number, most: number): UserError {
+    return new UserError(
+      `'${this.key(name)}' in bucket '${this.bucket}' has ${length} bytes, more than the ${most} that a ` +
+        'stripe takes: it is damaged',
+    );
+  }
+}
+
+function clientConfig(archive: S3Archive): S3ClientConfig {
+  const { endpoint, region, profile, credentials, connections, connectTimeoutMs } = archive;
+  const text = (secret: { reveal(): Uint8Array }) => Buffer.from(secret.reveal()).toString('utf8');
+  const agent = { keepAlive: true, maxSockets: connections };
+  return {
+    ...(endpoint !== undefined && { endpoint, forcePathStyle: isAddress(endpoint) }),
+    ...(region !== undefined && { region }),
+    ...(profile !== undefined && { profile }),
+    ...(credentials && {
+      credentials: {
+        accessKeyId: text(credentials.accessKeyId),
+        secretAccessKey: text(credentials.secretAccessKey),
+        ...(credentials.sessionToken && { sessionToken: text(credentials.sessionToken) }),
+      },
+    }),
+    // What is tried again, and when, is decided here.
+    maxAttempts: 1,
+    requestHandler: new NodeHttpHandler({
+      connectionTimeout: connectTimeoutMs,
+      httpAgent: agent,
+      httpsAgent: agent,
+    }),
+  };
+}
+
+/** Has a request signed with the hash of its body that is known, instead of hashing it once more. */
+function signedHash(
+  hash: Uint8Array,
+): BuildMiddleware<PutObjectCommandInput, PutObjectCommandOutput> {
+  return (next) => async (args) => {
+    const request = args.request as { headers: Record<string, string> };
+    request.headers['x-amz-content-sha256'] = Buffer.from(hash).toString('hex');
+    return await next(args);
+  };
+}
+
+/** Buckets can't be a part of a host name that is an address. */
+function isAddress(endpoint: string): boolean {
+  return isIP(new URL(endpoint).hostname.replace(/^\[|\]$/g, '')) !== 0;
+}
+
+function nullIfMissing(error: ServiceError): null {
+  if (statusOf(error) === 404 && error.name !== 'NoSuchBucket') return null;
+  throw error;
+}

@@ -1,0 +1,48 @@
+import type { ObjectStore } from '../archive/store.ts';
+import type { ArchiveKek } from '../config/device_config.ts';
+import { unlinkKekFile } from '../config/kek.ts';
+import { loadTargetConfig } from '../config/load_remote_config.ts';
+import { UsageError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { openStore } from './archive_store.ts';
+import type { Arguments } from './arguments.ts';
+
+/** What `--target-config` names. */
+export interface ArchiveTarget {
+  store: ObjectStore;
+  kek: ArchiveKek;
+}
+
+/**
+ * Reads `--target-config` and does something with the archive's place; wipes secrets afterwards, and
+ * deletes the KEK file where that was asked for and all went well.
+ * @throws UserError or UsageError
+ */
+export async function withTarget<Result>(
+  args: Arguments,
+  log: Log,
+  use: (target: ArchiveTarget) => Promise<Result>,
+): Promise<Result> {
+  const file = args.required('target-config');
+  const kekFile = args.value('kek');
+  if (args.has('unlink-kek') && kekFile === undefined) {
+    throw new UsageError("option '--unlink-kek' needs '--kek FILE'");
+  }
+  const { config, wipeSecrets } = loadTargetConfig(file, {
+    ...(kekFile !== undefined && { kekFile }),
+    strict: args.has('strict'),
+    warn: (line) => log.warn(line),
+  });
+  try {
+    const store = await openStore(config, log);
+    try {
+      const result = await use({ store, kek: config.archiveKek });
+      if (args.has('unlink-kek') && kekFile !== undefined) unlinkKekFile(kekFile);
+      return result;
+    } finally {
+      store.close();
+    }
+  } finally {
+    wipeSecrets();
+  }
+}

@@ -1,0 +1,346 @@
+/** Archives in S3: a server of another maker, and one in front of it that fails in every way. */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test';
+import { readFileSync } from 'node:fs';
+import {
+  archive,
+  archivedDisk,
+  compareLazily,
+  fillDisk,
+  type Place,
+  S3Server,
+  sizeOf,
+  targetConfig,
+} from './archives.ts';
+import { type Fault, FaultyS3, type Plan, type SeenRequest } from './faulty_s3.ts';
+import { binary, within } from './processes.ts';
+import { Bed, Random, seed } from './support.ts';
+
+setDefaultTimeout(60_000);
+
+const STRIPES = 48;
+const sizeBytes = sizeOf('partial', STRIPES);
+
+let s3: S3Server;
+let faulty: FaultyS3;
+beforeAll(async () => {
+  s3 = await S3Server.start();
+  faulty = await FaultyS3.start(s3.url);
+}, 150_000);
+afterAll(async () => {
+  faulty?.stop();
+  await s3?.stop();
+});
+
+let buckets = 0;
+interface Prepared {
+  image: string;
+  config: string;
+  place: Place;
+  target: string[];
+}
+
+/** A disk and an empty bucket behind the proxy. */
+async function prepare(bed: Bed, more: Place = {}, plan: Plan = () => null): Promise<Prepared> {
+  const image = bed.disk({ sizeBytes });
+  fillDisk(image, 'partial', sizeBytes, seed);
+  const bucket = `bucket-${buckets++}`;
+  await s3.bucket(bucket);
+  const place = s3.place(bucket, { endpoint: faulty.url, ...more });
+  const { config } = await archivedDisk(bed, image);
+  faulty.forget();
+  faulty.plan = plan;
+  return { image, config, place, target: ['--target-config', targetConfig(bed, place)] };
+}
+
+async function exported(bed: Bed, { image, target }: Prepared): Promise<void> {
+  await archive(bed, ['export', ...target, '--force', bed.path('exported.raw')]);
+  await bed.run(['cmp', image, bed.path('exported.raw')]);
+}
+
+const isData = /^debian\/12\/data\//;
+
+const passing: [string, Fault][] = [
+  [
+    '429 with Retry-After',
+    { kind: 'status', status: 429, code: 'TooManyRequests', headers: { 'retry-after': '1' } },
+  ],
+  ['500', { kind: 'status', status: 500 }],
+  ['503 SlowDown', { kind: 'status', status: 503, code: 'SlowDown' }],
+  ['502 of a gateway', { kind: 'status', status: 502, code: 'BadGateway' }],
+  ['a connection that is cut', { kind: 'reset' }],
+  ['an answer that is cut', { kind: 'cut' }],
+  ['wrong bytes', { kind: 'wrong bytes' }],
+  ['a wrong checksum', { kind: 'wrong checksum' }],
+  ['an upload that is damaged on its way', { kind: 'damaged upload' }],
+  ['latency', { kind: 'late', ms: 30 }],
+];
+
+test.each(passing)('what passes is tried again: %s', async (_, fault) => {
+  await using bed = new Bed();
+  // Each object fails once, writing and reading; what was damaged must not stay so.
+  const uploads = fault.kind === 'damaged upload';
+  const plan: Plan = ({ method, key }, count) => {
+    const chosen = isData.test(key) && (Number.parseInt(key.slice(-2), 16) & 3) === 0;
+    const fits = uploads ? method === 'PUT' : method === 'GET' || fault.kind === 'status';
+    return chosen && fits && count === 0 ? fault : null;
+  };
+  const prepared = await prepare(bed, {}, plan);
+  const { config, target } = prepared;
+  const refusesDamage = !uploads;
+  const made = await archive(bed, ['--config', config, ...target, '--compress']);
+  expect(made.stderr).toBe('');
+  if (refusesDamage) await exported(bed, prepared);
+  faulty.plan = () => null;
+  if (refusesDamage) await archive(bed, ['verify', ...target]);
+});
+
+test('what goes on failing is given up after its time, in a sentence', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed, { retry_timeout_ms: 1500 });
+  const { config, target } = prepared;
+  const argv = ['--config', config, ...target];
+  const sentences: [Fault, RegExp][] = [
+    [
+      { kind: 'status', status: 503, code: 'SlowDown' },
+      /PutObject of 'debian\/12\/data\/\w{64}' in bucket 'bucket-\d+' failed, \d+ times in [12] s: 503 SlowDown: made; lower 'connections'/,
+    ],
+    [
+      { kind: 'reset' },
+      /PutObject of 'debian\S+ in bucket 'bucket-\d+' failed, \d+ times in [12] s: /,
+    ],
+  ];
+  for (const [fault, sentence] of sentences) {
+    faulty.plan = ({ method, key }) => (method === 'PUT' && isData.test(key) ? fault : null);
+    expect((await archive(bed, argv, { expect: 1 })).stderr).toMatch(sentence);
+  }
+  // Longer than the time that is left.
+  const headers = { 'retry-after': '3600' };
+  faulty.plan = ({ method }) =>
+    method === 'PUT' ? { kind: 'status', status: 429, code: 'TooManyRequests', headers } : null;
+  const { stderr } = await archive(bed, argv, { expect: 1 });
+  expect(stderr).toMatch(
+    /failed: 429 TooManyRequests: made; lower 'connections', or try again later/,
+  );
+});
+
+test('what can only fail again is not tried again', async () => {
+  await using bed = new Bed();
+  const { config, target } = await prepare(bed);
+  faulty.plan = () => ({ kind: 'status', status: 403, code: 'AccessDenied' });
+  const { stderr } = await archive(bed, ['--config', config, ...target], { expect: 1 });
+  expect(stderr).toMatch(
+    /GetObject of 'debian\/12\/metadata.json' in bucket 'bucket-\d+' failed: 403 AccessDenied: made; check the credentials/,
+  );
+  // Before anything of the disk was read.
+  expect(faulty.seen).toHaveLength(1);
+});
+
+test('a server that says nothing is not waited for for ever', async () => {
+  await using bed = new Bed();
+  const more = { operation_attempt_timeout_ms: 300, retry_timeout_ms: 1000 };
+  const { target } = await prepare(bed, more, () => ({ kind: 'silence' }));
+  const { stderr } = await archive(bed, ['list', ...target], { expect: 1 });
+  expect(stderr).toMatch(/GetObject of .* times in \d s: no answer in 0.3 s/);
+});
+
+test('no server, no bucket, no credentials: a sentence each, and no secret in it', async () => {
+  await using bed = new Bed();
+  const gone = s3.place('none', { endpoint: 'http://127.0.0.1:9', retry_timeout_ms: 500 });
+  const absent = s3.place('absent');
+  const { credentials: _, ...bare } = s3.place('none');
+  const list = async (place: Place, env: Record<string, string> = {}) => {
+    const argv = [binary, 'archive', 'list', '--target-config', targetConfig(bed, place)];
+    return (await bed.run(argv, { expect: 1, env })).stderr.text;
+  };
+  expect(await list(gone)).toMatch(/metadata.json' in bucket 'none' failed/);
+  expect(await list(absent)).toMatch(/failed: 404 NoSuchBucket: .*; check 'bucket', 'region'/);
+  const alone = { HOME: bed.folder, AWS_EC2_METADATA_DISABLED: 'true' };
+  expect(await list(bare, alone)).toMatch(/credentials/i);
+  const secret = 'a secret of the tests';
+  for (const text of [await list(gone), await list(absent)]) expect(text).not.toContain(secret);
+});
+
+test('credentials come from the environment, or a profile, where the configuration has none', async () => {
+  await using bed = new Bed();
+  const { place, config } = await prepare(bed);
+  const { credentials: _, ...bare } = place;
+  const target = ['--target-config', targetConfig(bed, bare)];
+  const env = {
+    AWS_ACCESS_KEY_ID: 'FROMENVIRONMENT',
+    AWS_SECRET_ACCESS_KEY: 'x',
+    HOME: bed.folder,
+  };
+  await bed.run([binary, 'archive', '--config', config, ...target], { env });
+  const authorization = () => String(faulty.seen.at(-1)?.headers.authorization);
+  expect(authorization()).toContain('Credential=FROMENVIRONMENT/');
+  const file = bed.path('credentials');
+  await Bun.write(file, '[backup]\naws_access_key_id=FROMPROFILE\naws_secret_access_key=y\n');
+  const profile = ['--target-config', targetConfig(bed, { ...bare, profile: 'backup' })];
+  const more = { AWS_SHARED_CREDENTIALS_FILE: file, HOME: bed.folder };
+  await bed.run([binary, 'archive', 'list', ...profile], { env: more });
+  expect(authorization()).toContain('Credential=FROMPROFILE/');
+});
+
+test('credentials that a KEK wraps, a session token, and parts of paths for addresses', async () => {
+  await using bed = new Bed();
+  const { place, config } = await prepare(bed);
+  const credentials = {
+    ...(place.credentials as object),
+    session_token: Buffer.from('a token').toString('base64'),
+  };
+  const target = ['--target-config', targetConfig(bed, { ...place, credentials })];
+  await archive(bed, ['--config', config, ...target]);
+  const { headers, key } = faulty.seen.at(-1) as SeenRequest;
+  expect(headers['x-amz-security-token']).toBe('a token');
+  expect(String(headers.authorization)).toContain('Credential=AKIAEXAMPLE/');
+  expect(key).toStartWith('debian/12/');
+});
+
+test('as many requests are under way as there are connections, and no object is put twice', async () => {
+  await using bed = new Bed();
+  const late: Fault = { kind: 'late', ms: 50 };
+  const prepared = await prepare(bed, { connections: 5 }, () => late);
+  await archive(bed, ['--config', prepared.config, ...prepared.target]);
+  expect(faulty.most).toBe(5);
+  const keys = faulty.seen.filter(({ method }) => method === 'PUT').map(({ key }) => key);
+  expect(new Set(keys).size).toBe(keys.length);
+  faulty.forget();
+  await exported(bed, prepared);
+  expect(faulty.most).toBe(5);
+});
+
+test('a lazy disk asks once for equal objects, and waits for a server that is away', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  const { image, config, target, place } = prepared;
+  fillDisk(image, 'zero', sizeBytes, seed);
+  await archive(bed, ['--config', config, ...target]);
+  faulty.forget();
+  let failures = 0;
+  faulty.plan = ({ key }) => {
+    if (!isData.test(key)) return null;
+    return failures++ < 3 ? { kind: 'reset' } : { kind: 'late', ms: 200 };
+  };
+  await compareLazily(bed, place, image, sizeBytes, { autofetch: true });
+  // One object for all of the disk: transfers that are under way are shared.
+  expect(faulty.count('GET', isData)).toBeLessThan(STRIPES);
+});
+
+test('an archive is replaced by one of the same kind, whose keys stay, and by no other', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  const { config, target, image } = prepared;
+  for (const options of [[], ['--encrypt'], ['--format', '2', '--encrypt']]) {
+    const bucket = `replaced-${buckets++}`;
+    await s3.bucket(bucket);
+    const own = ['--target-config', targetConfig(bed, s3.place(bucket))];
+    await archive(bed, ['--config', config, ...own, ...options]);
+    const { stderr } = await archive(bed, ['--config', config, ...own, ...options], { expect: 1 });
+    expect(stderr).toMatch(/there is an archive in 's3:\/\/replaced-\d+\/debian\/12' already/);
+    const other = [...options, '--compress', '--force'];
+    const refused = await archive(bed, ['--config', config, ...own, ...other], { expect: 1 });
+    expect(refused.stderr).toMatch(
+      /can only be replaced by one of the same kind: choose another prefix/,
+    );
+    fillDisk(image, 'partial', sizeBytes, seed + buckets);
+    await archive(bed, ['--config', config, ...own, ...options, '--force']);
+    await exported(bed, { ...prepared, target: own });
+    const gc = await archive(bed, ['gc', ...own, '--delete', '--json']);
+    expect(JSON.parse(gc.stdout).unused).toBeGreaterThan(0);
+    await exported(bed, { ...prepared, target: own });
+  }
+  expect(target).toHaveLength(2);
+});
+
+test('at whatever request a replacement is killed, the old archive is there or the new one', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  const { config, target, image, place } = prepared;
+  const options = ['--encrypt'];
+  await archive(bed, ['--config', config, ...target, ...options]);
+  const old = readFileSync(image);
+  fillDisk(image, 'partial', sizeBytes, seed + 1);
+  const fresh = readFileSync(image);
+  const argv = [binary, 'archive', '--config', config, ...target, ...options, '--force'];
+  const direct = ['--target-config', targetConfig(bed, { ...place, endpoint: s3.url })];
+  const data = (most: number) => {
+    let put = 0;
+    return ({ key }: SeenRequest) => isData.test(key) && ++put > most;
+  };
+  const head = (name: string, nth: number) => {
+    return ({ key }: SeenRequest, count: number) =>
+      key.startsWith(`debian/12/${name}`) && count >= nth;
+  };
+  const moments: [(request: SeenRequest, count: number) => boolean, Buffer][] = [
+    [data(0), old],
+    [data(new Random(seed).below(STRIPES)), old],
+    [head('metadata.json', 0), old],
+    [head('stripe-hashes.json', 0), old],
+    [head('metadata.json', 1), fresh],
+  ];
+  for (const [hangs, expected] of moments) {
+    faulty.forget();
+    const reached = Promise.withResolvers<void>();
+    faulty.plan = (request, count) => {
+      if (request.method !== 'PUT' || !hangs(request, count)) return null;
+      reached.resolve();
+      return { kind: 'silence' };
+    };
+    const child = bed.spawn(argv);
+    await within(reached.promise, 20_000, () => child.report());
+    child.signal('SIGKILL');
+    await child.reaped(10_000);
+    await archive(bed, ['export', ...direct, '--force', bed.path('exported.raw')]);
+    expect(readFileSync(bed.path('exported.raw')).equals(expected)).toBe(true);
+  }
+  faulty.plan = () => null;
+  await archive(bed, ['--config', config, ...target, ...options, '--force', '--resume']);
+  await exported(bed, prepared);
+}, 120_000);
+
+test('a run that was killed goes on: what is there is not put again', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed, { connections: 2 });
+  const { config, target } = prepared;
+  for (const options of [[], ['--encrypt'], ['--format', '2']]) {
+    await s3.bucket(`resumed-${buckets}`);
+    const own = [
+      '--target-config',
+      targetConfig(bed, { ...prepared.place, bucket: `resumed-${buckets++}` }),
+    ];
+    let put = 0;
+    const half = Promise.withResolvers<void>();
+    faulty.plan = ({ method, key }) => {
+      if (method !== 'PUT' || !isData.test(key)) return null;
+      if (++put > STRIPES / 2) half.resolve();
+      return put > STRIPES / 2 ? { kind: 'silence' } : null;
+    };
+    const child = bed.spawn([binary, 'archive', '--config', config, ...own, ...options]);
+    await half.promise;
+    child.signal('SIGKILL');
+    await child.reaped(10_000);
+    faulty.plan = () => null;
+    faulty.forget();
+    const argv = ['--config', config, ...own, ...options, '--resume', '--json'];
+    const { objects, kept } = JSON.parse((await archive(bed, argv)).stdout);
+    expect(kept).toBe(STRIPES / 2);
+    expect(faulty.count('PUT', isData)).toBe(objects - kept);
+    await exported(bed, { ...prepared, target: own });
+  }
+  expect(target).toHaveLength(2);
+}, 60_000);
+
+test('servers that know no conditions, and whoever may not list, are no obstacle', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  faulty.plan = ({ method, key, headers }) => {
+    if (method === 'GET' && key.startsWith('?')) {
+      return { kind: 'status', status: 403, code: 'AccessDenied' };
+    }
+    return headers['if-none-match']
+      ? { kind: 'status', status: 501, code: 'NotImplemented' }
+      : null;
+  };
+  await archive(bed, ['--config', prepared.config, ...prepared.target]);
+  await exported(bed, prepared);
+});
