@@ -18,6 +18,7 @@ import { cpus, release } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { binary, client, folders, root } from '../test/e2e/processes.ts';
+import { archiveFigures, makeImage } from './archive.ts';
 import { cipherRates, usesIsal } from './cipher.ts';
 import { counterFigures } from './counters.ts';
 import { autofetchFigures, demandFigures, type Figure, hugeFigures, init } from './lazy.ts';
@@ -407,6 +408,16 @@ async function remoteRows(folder: string, file: string): Promise<Single[]> {
   return singles;
 }
 
+/** Archives of this host's programs, in a folder beside the file. */
+function archiveRows(folder: string): Single[] {
+  if (!wanted('archive')) return [];
+  const image = join(folder, 'image.raw');
+  makeImage(image, sizeBytes);
+  settle(image);
+  readIntoCache(image);
+  return [...archiveFigures(folder, image, sizeBytes, runs)].map(judgeFigure);
+}
+
 /** A ublk server of ours in a virtual machine. */
 function ublkRows(folder: string): Single[] {
   if (!wanted('ublk')) return [];
@@ -454,7 +465,7 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'ublk']) console.log(more);
+    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'archive', 'ublk']) console.log(more);
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');
@@ -497,6 +508,7 @@ async function main(): Promise<boolean> {
     ...cipherRows(folder, file),
     ...(await lazyFigures(folder)),
     ...(await remoteRows(folder, file)),
+    ...archiveRows(folder),
     ...ublkRows(folder),
   ];
 

@@ -14,6 +14,7 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
+#include "secret.h"
 #include "xts.h"
 
 /*
@@ -131,7 +132,8 @@ uint64_t ubiblk_object_bound(uint32_t compression, uint64_t stripe_length)
 
 static int hash(const uint8_t *bytes, uint64_t length, uint8_t *digest)
 {
-    return EVP_Digest(bytes, length, digest, NULL, EVP_sha256(), NULL) == 1 ? 0 : -EIO;
+    const struct openssl *library = openssl();
+    return library && EVP_Digest(bytes, length, digest, NULL, library->sha256, NULL) ? 0 : -EIO;
 }
 
 int64_t ubiblk_seal(struct ubiblk_seal *seal)
@@ -240,7 +242,13 @@ int64_t ubiblk_unseal(struct ubiblk_unseal *u)
 int ubiblk_hmac_sha256(const uint8_t *key, uint32_t key_length, const void *data, uint64_t length,
                        uint8_t *tag)
 {
-    return HMAC(EVP_sha256(), key, (int)key_length, data, length, tag, NULL) ? 0 : -EIO;
+    const struct openssl *library = openssl();
+    if (!library)
+        return -EIO;
+    secrets_begin();
+    int works = HMAC(library->sha256, key, (int)key_length, data, length, tag, NULL) != NULL;
+    secrets_end();
+    return works ? 0 : -EIO;
 }
 
 int ubiblk_sha256(const void *data, uint64_t length, uint8_t *digest)

@@ -176,7 +176,8 @@ static void openssl_start(void)
     ciphers.xts = EVP_CIPHER_fetch(NULL, "AES-256-XTS", NULL);
     ciphers.ecb = EVP_CIPHER_fetch(NULL, "AES-256-ECB", NULL);
     ciphers.gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
-    openssl_works = ciphers.xts && ciphers.ecb && ciphers.gcm;
+    ciphers.sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    openssl_works = ciphers.xts && ciphers.ecb && ciphers.gcm && ciphers.sha256;
 }
 
 const struct openssl *openssl(void)

@@ -17,9 +17,10 @@ void *secret_alloc(size_t size);
 /* Wipes and gives back; does nothing for NULL. */
 void secret_free(void *secret);
 
-/* The ciphers that the shim uses, looked up once. */
+/* The ciphers and the hash that the shim uses, looked up once. */
 struct openssl {
     EVP_CIPHER *xts, *ecb, *gcm;
+    EVP_MD *sha256;
 };
 
 /*
