@@ -17,7 +17,7 @@ import { dirname } from 'node:path';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
-import { syncFile, writeAt } from '../stripe/async_file.ts';
+import { syncFile, writeOutAt } from '../stripe/async_file.ts';
 import type { Slot } from './object_codec.ts';
 import type { Archive } from './reader.ts';
 import { Slots } from './slots.ts';
@@ -168,7 +168,7 @@ class PartialImage {
 
   async write(address: number, length: number, offset: number): Promise<void> {
     try {
-      await writeAt(this.lane, this.file, { address, length }, offset);
+      await writeOutAt(this.lane, this.file, { address, length }, offset);
     } catch (error) {
       throw new UserError(`'${this.partial}' can't be written: ${errorName(error)}`);
     }

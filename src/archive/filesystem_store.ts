@@ -12,12 +12,13 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
-import { open, opendir, readFile, rename, stat, unlink, writeFile } from 'node:fs/promises';
+import { open, opendir, readFile, rename, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { EAGAIN, errnoName } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
+import { writeOutAt } from '../stripe/async_file.ts';
 import type { StripeBuffer } from '../stripe/interfaces.ts';
 import { recoverHead, replaceHead } from './filesystem_head.ts';
 import { type Commit, NOTE_NAME, type ObjectStore, type Run, type StoredObject } from './store.ts';
@@ -79,14 +80,20 @@ export class FilesystemStore implements ObjectStore {
     }
   }
 
-  async put(name: string, bytes: Uint8Array): Promise<void> {
-    const path = this.at(name);
-    const folder = name.startsWith(DATA_PREFIX) ? this.at(DATA_PREFIX) : this.path;
-    const temporary = join(folder, `.${process.pid.toString(16)}${this.temporaryCount++}.tmp`);
+  async put(name: string, { address, bytes }: StripeBuffer): Promise<void> {
+    const temporary = this.at(
+      `${DATA_PREFIX}.${process.pid.toString(16)}${this.temporaryCount++}.tmp`,
+    );
     this.temporary.add(temporary);
     try {
-      await writeFile(temporary, bytes, { mode: FILE_MODE });
-      await rename(temporary, path);
+      const file = await open(temporary, 'wx', FILE_MODE);
+      try {
+        const facts = { fd: file.fd, bufferedFd: -1, directOffsetAlign: 1 };
+        await writeOutAt(this.lane, facts, { address, length: bytes.length }, 0);
+      } finally {
+        await file.close();
+      }
+      await rename(temporary, this.at(name));
     } catch (error) {
       await unlink(temporary).catch(() => {});
       throw this.failure('written', name, error);

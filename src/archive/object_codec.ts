@@ -30,7 +30,7 @@ export interface DiskCipher {
 export interface Sealed {
   hash: Uint8Array;
   /** The object's bytes, in the slot until it is used again. Empty where zeroes were left out. */
-  object: Uint8Array;
+  object: StripeBuffer;
 }
 
 /** Bytes that an object may have at most. */
@@ -113,7 +113,10 @@ export class Slot {
     if (result < 0) throw failed(`making an object of stripe ${stripe}`, result);
     if (skipZero && job.getUint32(84, true) === 1) return null;
     const place = compression.method === 'none' ? this.stripe : this.object;
-    return { hash: this.hashAt(88).slice(), object: place.bytes.subarray(0, result) };
+    return {
+      hash: this.hashAt(88).slice(),
+      object: { address: place.address, bytes: place.bytes.subarray(0, result) },
+    };
   }
 
   /**

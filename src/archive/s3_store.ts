@@ -82,7 +82,7 @@ export class S3Store implements ObjectStore {
     });
   }
 
-  async put(name: string, bytes: Uint8Array): Promise<void> {
+  async put(name: string, { bytes }: StripeBuffer): Promise<void> {
     await this.putObject(name, bytes);
   }
 

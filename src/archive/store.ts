@@ -54,8 +54,8 @@ export interface ObjectStore {
    * @returns its length; null where there is none
    */
   fetch(name: string, to: StripeBuffer): Promise<number | null>;
-  /** Puts an object; it is there as a whole or not at all. */
-  put(name: string, bytes: Uint8Array): Promise<void>;
+  /** Puts an object of data; it is there as a whole or not at all. */
+  put(name: string, object: StripeBuffer): Promise<void>;
   /** Whether an object is there with just this content, as far as can be told without reading all of it. */
   holds(name: string, bytes: Uint8Array): Promise<boolean>;
   /** All data. */

@@ -312,9 +312,9 @@ class Writer {
     const { hash, object } = sealed;
     if (!hasData && form.xts === 0) this.zero = hash;
     if (!index.add(stripe, hash)) return;
-    this.objectBytes += object.length;
+    this.objectBytes += object.bytes.length;
     const name = objectName(hash);
-    if (this.stored.begun && (await store.holds(name, object))) this.kept++;
+    if (this.stored.begun && (await store.holds(name, object.bytes))) this.kept++;
     else await store.put(name, object);
   }
 }

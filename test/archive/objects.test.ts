@@ -57,7 +57,7 @@ test('the encrypted object of the fixtures is read', async () => {
   const plain = slotOf(NONE, 128, xts);
   plain.stripe.bytes.set(snappyZeroes);
   const sealed = await plain.seal(3, null, false);
-  const object = Buffer.from(sealed?.object.subarray(0, 512) ?? []);
+  const object = Buffer.from(sealed?.object.bytes.subarray(0, 512) ?? []);
   expect(object.toString('hex')).toStartWith('17272860488bd5f868bf96b6ceaee6ca');
   expect(sha256(object)).toBe(name);
   const { filled, stripe } = await unseal(slotOf(SNAPPY, 128, xts), object, 3);
@@ -85,7 +85,7 @@ for (const compression of [NONE, SNAPPY, ZSTD, { method: 'zstd', level: 22 } as 
         const before = Buffer.from(slot.stripe.bytes);
         const sealed = await slot.seal(7, null, false);
         if (!sealed) throw new Error('left out');
-        const object = Buffer.from(sealed.object);
+        const object = Buffer.from(sealed.object.bytes);
         expect(object.length % 512).toBe(0);
         expect(sha256(object)).toBe(Buffer.from(sealed.hash).toString('hex'));
         if (keys === 0 && compression.method === 'none') expect(object.equals(before)).toBe(true);
@@ -103,9 +103,9 @@ for (const compression of [NONE, SNAPPY, ZSTD, { method: 'zstd', level: 22 } as 
 test('an encrypted object is bound to its stripe', async () => {
   const slot = slotOf(NONE, 1, xts);
   slot.stripe.bytes.fill(5);
-  const first = Buffer.from((await slot.seal(1, null, false))?.object ?? []);
+  const first = Buffer.from((await slot.seal(1, null, false))?.object.bytes ?? []);
   slot.stripe.bytes.fill(5);
-  const second = Buffer.from((await slot.seal(2, null, false))?.object ?? []);
+  const second = Buffer.from((await slot.seal(2, null, false))?.object.bytes ?? []);
   expect(first.equals(second)).toBe(false);
 });
 
@@ -120,13 +120,13 @@ test('zeroes are left out where that is asked for', async () => {
 test("what the disk's own keys encrypt is decrypted first", async () => {
   const slot = slotOf(NONE, 2, xts);
   slot.stripe.bytes.fill(9);
-  const cipher = Buffer.from((await slot.seal(50, null, false))?.object ?? []);
+  const cipher = Buffer.from((await slot.seal(50, null, false))?.object.bytes ?? []);
   const reader = slotOf(NONE, 2);
   reader.stripe.bytes.set(cipher);
   reader.stripe.bytes.fill(0, 512);
   const sealed = await reader.seal(0, { xts, sector: 100, lengthBytes: 512 }, false);
   const expected = Buffer.concat([Buffer.alloc(512, 9), Buffer.alloc(512)]);
-  expect(Buffer.from(sealed?.object ?? []).equals(expected)).toBe(true);
+  expect(Buffer.from(sealed?.object.bytes ?? []).equals(expected)).toBe(true);
 });
 
 test('what an object holds less than a stripe is zeroes', async () => {
@@ -145,7 +145,7 @@ test('the level of zstd counts', async () => {
   for (const level of [1, 19]) {
     const slot = slotOf({ method: 'zstd', level }, 128);
     slot.stripe.bytes.set(prose.subarray(0, slot.stripe.bytes.length));
-    lengths.push((await slot.seal(0, null, false))?.object.length ?? 0);
+    lengths.push((await slot.seal(0, null, false))?.object.bytes.length ?? 0);
   }
   expect(lengths[1]).toBeLessThan(lengths[0]);
 });
@@ -181,7 +181,7 @@ test.each<[string, Compression, number, Buffer, RegExp]>([
 test('zstd frames that are larger than a stripe are refused', async () => {
   const large = slotOf(ZSTD, 4);
   large.stripe.bytes.fill(1);
-  const object = Buffer.from((await large.seal(0, null, false))?.object ?? []);
+  const object = Buffer.from((await large.seal(0, null, false))?.object.bytes ?? []);
   await expect(unseal(slotOf(ZSTD, 2), object)).rejects.toThrow(/holds more than a stripe/);
 });
 
@@ -199,7 +199,7 @@ test('every bit that flips in an object is told by its hash', async () => {
 test('frames are as of a streaming encoder: no content size, no checksum', async () => {
   const slot = slotOf(ZSTD, 64);
   slot.stripe.bytes.fill(7);
-  const object = (await slot.seal(0, null, false))?.object ?? new Uint8Array(9);
+  const object = (await slot.seal(0, null, false))?.object.bytes ?? new Uint8Array(9);
   // RFC 8878 section 3.1.1.1.1: content size flag, single segment flag, checksum flag.
   expect(object[8] & 0b1110_0100).toBe(0);
 });

@@ -415,14 +415,14 @@ test.each<[string, Device, RegExp | string]>([
     "'/nowhere' does not exist; name the image that the disk is to be filled from",
   ],
   [
-    'an archive',
+    'an archive without an image',
     {
       more: {
         copy_on_read: true,
         stripe_source: { source: 'archive', type: 'filesystem', path: 'a' },
       },
     },
-    /stripe_source: archives are not in this version of ubiblk yet/,
+    /there is no archive in 'a': it has no 'metadata.json'; is it the right place\?/,
   ],
 ])('refused: %s', async (_, device, sentence) => {
   await using bed = new MetadataBed().device(device);
