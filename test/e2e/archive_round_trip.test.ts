@@ -10,6 +10,7 @@ import {
   folderPlace,
   type Place,
   S3Server,
+  STRIPE_BYTES,
   sizeOf,
   targetConfig,
 } from './archives.ts';
@@ -97,6 +98,24 @@ test('equal stripes are one object, and what compresses is smaller', async () =>
   expect(objects).toBeLessThan(120);
   expect(dedupeRatio).toBeCloseTo(200 / objects, 2);
   expect(compressionRatio).toBeGreaterThan(1.8);
+});
+
+test('behind the end of the disk the last object holds zeroes, and nothing of other stripes', async () => {
+  await using bed = new Bed();
+  const sizeBytes = sizeOf('partial', STRIPES);
+  const image = bed.disk({ sizeBytes });
+  fillDisk(image, 'partial', sizeBytes, seed);
+  for (const encrypted of [false, true]) {
+    const { config } = await archivedDisk(bed, image, { encrypted });
+    const folder = bed.path(`archive-${encrypted}`);
+    const place = { type: 'filesystem', path: folder };
+    await archive(bed, ['--config', config, '--target-config', targetConfig(bed, place)]);
+    const hashes = JSON.parse(readFileSync(`${folder}/stripe-hashes.json`, 'utf8'));
+    const object = readFileSync(`${folder}/data/${hashes[STRIPES - 1]}`);
+    const end = sizeBytes % STRIPE_BYTES;
+    const last = readFileSync(image).subarray(-end);
+    expect(object.equals(Buffer.concat([last, Buffer.alloc(STRIPE_BYTES - end)]))).toBe(true);
+  }
 });
 
 test('stripes that were never written to and have no source are left out where writes are recorded', async () => {
