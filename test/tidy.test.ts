@@ -101,7 +101,7 @@ test('every file is part of the executable', () => {
     for (const target of importsOf(path)) if (sources.includes(target)) visit(target);
   };
   visit('src/main.ts');
-  for (const path of sources) if (path.endsWith('_worker.ts')) visit(path);
+  for (const path of sources) if (/_(worker|module)\.ts$/.test(path)) visit(path);
   expect(sources.filter((path) => !path.endsWith('.test.ts') && !used.has(path))).toEqual([]);
 });
 

@@ -1,25 +1,21 @@
 /** An archive in a bucket, below a prefix. */
 import { isIP } from 'node:net';
-import {
-  DeleteObjectCommand,
-  GetObjectCommand,
-  type GetObjectCommandOutput,
-  HeadObjectCommand,
-  ListObjectsV2Command,
-  PutObjectCommand,
-  type PutObjectCommandInput,
-  type PutObjectCommandOutput,
+import type {
+  GetObjectCommandOutput,
+  PutObjectCommandInput,
+  PutObjectCommandOutput,
   S3Client,
-  type S3ClientConfig,
+  S3ClientConfig,
 } from '@aws-sdk/client-s3';
-import { NodeHttpHandler } from '@smithy/node-http-handler';
 import type { BuildMiddleware } from '@smithy/types';
 import type { S3Archive } from '../config/device_config.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { StripeBuffer } from '../stripe/interfaces.ts';
+import { workerUrl } from '../worker_url.ts';
 import { DESCRIPTION_NAME } from './description.ts';
 import { failureOf, mayBeTriedAgain, type ServiceError, statusOf, waitMs } from './s3_retry.ts';
+import type * as Sdk from './s3_sdk_module.ts';
 import {
   type Commit,
   INDEX_NAMES,
@@ -48,7 +44,8 @@ export class S3Store implements ObjectStore {
   private readonly retryMs: number;
   private readonly stop = new AbortController();
 
-  constructor(
+  private constructor(
+    private readonly sdk: typeof Sdk,
     { archive, description }: S3Options,
     private readonly log: Log,
   ) {
@@ -59,7 +56,13 @@ export class S3Store implements ObjectStore {
     this.parallel = archive.connections;
     this.attemptMs = archive.operationTimeoutMs;
     this.retryMs = archive.retryTimeoutMs;
-    this.client = new S3Client(clientConfig(archive));
+    this.client = new sdk.S3Client(clientConfig(sdk, archive));
+  }
+
+  /** Loads the SDK; nothing is sent yet. */
+  static async open(options: S3Options, log: Log): Promise<S3Store> {
+    const sdk: typeof Sdk = await import(workerUrl('archive/s3_sdk_module.ts'));
+    return new S3Store(sdk, options, log);
   }
 
   async get(name: string): Promise<Uint8Array | null> {
@@ -89,7 +92,7 @@ export class S3Store implements ObjectStore {
   async holds(name: string, bytes: Uint8Array): Promise<boolean> {
     const key = this.key(name);
     const length = await this.again('HeadObject', key, async (abortSignal) => {
-      const command = new HeadObjectCommand({ Bucket: this.bucket, Key: key });
+      const command = new this.sdk.HeadObjectCommand({ Bucket: this.bucket, Key: key });
       return await this.client.send(command, { abortSignal }).then(
         ({ ContentLength }) => ContentLength ?? null,
         (error) => nullIfMissing(error),
@@ -172,7 +175,7 @@ export class S3Store implements ObjectStore {
 
   private async page(prefix: string, token: string | undefined, most?: number) {
     return await this.again('ListObjectsV2', prefix, async (abortSignal) => {
-      const command = new ListObjectsV2Command({
+      const command = new this.sdk.ListObjectsV2Command({
         Bucket: this.bucket,
         Prefix: prefix,
         ContinuationToken: token,
@@ -203,7 +206,7 @@ export class S3Store implements ObjectStore {
   ): Promise<Result | null> {
     const key = this.key(name);
     return await this.again('GetObject', key, async (abortSignal) => {
-      const command = new GetObjectCommand({ Bucket: this.bucket, Key: key });
+      const command = new this.sdk.GetObjectCommand({ Bucket: this.bucket, Key: key });
       let answer: GetObjectCommandOutput;
       try {
         answer = await this.client.send(command, { abortSignal });
@@ -225,7 +228,7 @@ export class S3Store implements ObjectStore {
     const hash = name.startsWith(DATA_PREFIX) ? parseHash(name.slice(DATA_PREFIX.length)) : null;
     const checksum = hash && Buffer.from(hash).toString('base64');
     await this.again('PutObject', key, async (abortSignal) => {
-      const command = new PutObjectCommand({
+      const command = new this.sdk.PutObjectCommand({
         Bucket: this.bucket,
         Key: key,
         Body: bytes,
@@ -241,7 +244,7 @@ export class S3Store implements ObjectStore {
   private async removeObject(name: string): Promise<void> {
     const key = this.key(name);
     await this.again('DeleteObject', key, async (abortSignal) => {
-      const command = new DeleteObjectCommand({ Bucket: this.bucket, Key: key });
+      const command = new this.sdk.DeleteObjectCommand({ Bucket: this.bucket, Key: key });
       await this.client.send(command, { abortSignal });
     });
   }
@@ -307,7 +310,7 @@ export class S3Store implements ObjectStore {
   }
 }
 
-function clientConfig(archive: S3Archive): S3ClientConfig {
+function clientConfig(sdk: typeof Sdk, archive: S3Archive): S3ClientConfig {
   const { endpoint, region, profile, credentials, connections, connectTimeoutMs } = archive;
   const text = (secret: { reveal(): Uint8Array }) => Buffer.from(secret.reveal()).toString('utf8');
   const agent = { keepAlive: true, maxSockets: connections };
@@ -324,7 +327,7 @@ function clientConfig(archive: S3Archive): S3ClientConfig {
     }),
     // What is tried again, and when, is decided here.
     maxAttempts: 1,
-    requestHandler: new NodeHttpHandler({
+    requestHandler: new sdk.NodeHttpHandler({
       connectionTimeout: connectTimeoutMs,
       httpAgent: agent,
       httpsAgent: agent,

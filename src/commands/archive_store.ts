@@ -18,7 +18,7 @@ export function describeStore(config: ArchiveConfig): string {
 export async function openStore(config: ArchiveConfig, log: Log): Promise<ObjectStore> {
   if (config.type === 's3') {
     const { S3Store } = await import('../archive/s3_store.ts');
-    return new S3Store({ archive: config, description: describeStore(config) }, log);
+    return await S3Store.open({ archive: config, description: describeStore(config) }, log);
   }
   const { FilesystemStore } = await import('../archive/filesystem_store.ts');
   return new FilesystemStore(config.path, describeStore(config));
