@@ -415,7 +415,11 @@ function archiveRows(folder: string): Single[] {
   makeImage(image, sizeBytes);
   settle(image);
   readIntoCache(image);
-  return [...archiveFigures(folder, image, sizeBytes, runs)].map(judgeFigure);
+  const singles: Single[] = [];
+  for (const figure of archiveFigures(folder, image, sizeBytes, runs)) {
+    singles.push(judgeFigure(figure));
+  }
+  return singles;
 }
 
 /** A ublk server of ours in a virtual machine. */
