@@ -56,6 +56,11 @@ export class CborWriter {
     this.head(MAP, entries);
   }
 
+  /** So many bytes of zeroes, which are no item. */
+  zeroes(count: number): void {
+    this.at += count;
+  }
+
   private head(kind: number, value: number): void {
     const { buffer } = this;
     const first = kind << 5;

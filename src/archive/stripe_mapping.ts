@@ -20,9 +20,7 @@ const REST_BYTES = 256;
 
 /** The bytes of the object. @param xts of the archive's keys, 0 where it is plain */
 export function encodeMapping(index: StripeIndex, hmacKey: Secret, xts: number): Buffer {
-  const plain = encodeInner(index);
-  const padded = Buffer.alloc(Math.ceil(plain.length / SECTOR_BYTES) * SECTOR_BYTES);
-  padded.set(plain);
+  const { padded, plainLength } = encodeInner(index);
   if (xts !== 0) cipher(padded, xts, 'encrypt');
   const outer = new CborWriter(2 * padded.length + REST_BYTES);
   outer.map(5);
@@ -33,9 +31,9 @@ export function encodeMapping(index: StripeIndex, hmacKey: Secret, xts: number):
   outer.text('ciphertext');
   outer.numbers(padded);
   outer.text('plaintext_len');
-  outer.unsigned(plain.length);
+  outer.unsigned(plainLength);
   outer.text('hmac_tag');
-  outer.byteString(tagOf(hmacKey, plain.length, padded));
+  outer.byteString(tagOf(hmacKey, plainLength, padded));
   return outer.bytes;
 }
 
@@ -71,8 +69,8 @@ function tagOf(hmacKey: Secret, plainLength: number, padded: Uint8Array): Buffer
   return hmacSha256(hmacKey, DOMAIN, u32(VERSION), u64(plainLength), padded);
 }
 
-function encodeInner(index: StripeIndex): Buffer {
-  const inner = new CborWriter(9 + index.listed * MOST_PER_STRIPE);
+function encodeInner(index: StripeIndex): { padded: Buffer; plainLength: number } {
+  const inner = new CborWriter(9 + index.listed * MOST_PER_STRIPE + SECTOR_BYTES);
   inner.map(index.listed);
   for (let stripe = 0; stripe < index.stripes; stripe++) {
     if (!index.has(stripe)) continue;
@@ -86,7 +84,9 @@ function encodeInner(index: StripeIndex): Buffer {
       inner.byteString(index.hashOf(object));
     }
   }
-  return inner.bytes;
+  const plainLength = inner.bytes.length;
+  inner.zeroes(-plainLength & (SECTOR_BYTES - 1));
+  return { padded: inner.bytes, plainLength };
 }
 
 function parseOuter(bytes: Uint8Array) {

@@ -1,3 +1,4 @@
+import { heapStats } from 'bun:jsc';
 import { expect, test } from 'bun:test';
 import { createHash } from 'node:crypto';
 import { CborReader, CborWriter } from '../../src/archive/cbor.ts';
@@ -172,6 +173,31 @@ test('an index of format 1 comes back', () => {
 });
 
 const hash = 'ab'.repeat(32);
+
+test('an index of format 1 may have spaces and lines, and its stripes in any order', () => {
+  const text = `\n{ "12" : "${hash}" ,\t"3":"${hash}"\r\n} `;
+  expect(listing(parseJsonIndex(Buffer.from(text)))).toEqual([
+    [3, hash],
+    [12, hash],
+  ]);
+});
+
+test('an index of a large disk is read and written in little more memory than its text has', () => {
+  const stripes = 500_000;
+  const index = new StripeIndex(stripes);
+  const name = new Uint8Array(32);
+  for (let stripe = 0; stripe < stripes; stripe++) {
+    new DataView(name.buffer).setUint32(0, stripe, true);
+    index.add(stripe, name);
+  }
+  const text = encodeJsonIndex(index);
+  Bun.gc(true);
+  const before = heapStats().heapSize;
+  const read = parseJsonIndex(text);
+  expect(heapStats().heapSize - before).toBeLessThan(2 * text.length);
+  expect(read.objects).toBe(stripes);
+});
+
 test.each([
   ['a path', `{"0":"../${hash.slice(3)}"}`, /stripe 0 something else than 64 lower-case/],
   ['upper case', `{"0":"${hash.toUpperCase()}"}`, /something else than 64 lower-case/],
@@ -181,6 +207,15 @@ test.each([
   ['a negative number', `{"-1":"${hash}"}`, /no number of a stripe/],
   ['a stripe that no disk has', `{"99999999999":"${hash}"}`, /no number of a stripe/],
   ['a list', `["${hash}"]`, /no JSON object/],
+  ['a stripe twice', `{"7":"${hash}","7":"${hash}"}`, /lists stripe 7 twice/],
+  ['no number at all', `{"":"${hash}"}`, /no number of a stripe/],
+  ['spaces in a number', `{"1 ":"${hash}"}`, /no number of a stripe/],
+  ['a digit less', `{"0":"${hash.slice(1)}"}`, /something else than 64 lower-case/],
+  ['a digit more', `{"0":"${hash}a"}`, /something else than 64 lower-case/],
+  ['a comma at its end', `{"0":"${hash}",}`, /no JSON text/],
+  ['something behind its end', `{"0":"${hash}"} {}`, /no JSON text/],
+  ['no end', `{"0":"${hash}"`, /no JSON text/],
+  ['nothing', '', /no JSON object/],
 ])('refused in an index of format 1: %s', (_, text, sentence) => {
   expect(() => parseJsonIndex(Buffer.from(text))).toThrow(sentence);
 });
