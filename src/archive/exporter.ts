@@ -3,14 +3,14 @@ import { createHash } from 'node:crypto';
 import {
   closeSync,
   constants,
-  existsSync,
   fstatSync,
-  fsyncSync,
   ftruncateSync,
   openSync,
   readFileSync,
   renameSync,
   rmSync,
+  type Stats,
+  statSync,
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
@@ -18,6 +18,7 @@ import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
 import { syncFile, writeOutAt } from '../stripe/async_file.ts';
+import { syncFolder } from './filesystem_head.ts';
 import type { Slot } from './object_codec.ts';
 import type { Archive } from './reader.ts';
 import { Slots } from './slots.ts';
@@ -50,7 +51,11 @@ const IDENTITY_BYTES = 32;
  */
 export async function exportArchive(archive: Archive, options: ExportOptions): Promise<Exported> {
   const { path, force } = options;
-  if (existsSync(path) && !force) {
+  const there = look(path);
+  if (there && !there.isFile()) {
+    throw new UserError(`'${path}' is no regular file; name one, and copy it from there`);
+  }
+  if (there && !force) {
     throw new UserError(`'${path}' is there already; give --force to replace it, or another name`);
   }
   const part = PartialImage.open(path, archive);
@@ -80,8 +85,11 @@ class Exporter {
     try {
       const work = (stripe: number, slot: Slot) => this.write(stripe, slot);
       await slots.forEach(archive.stripes, work, this.options.signal, () => archive.store.giveUp());
+    } catch (error) {
+      // What went wrong first is what is told.
+      await this.part.note().catch(() => {});
+      throw error;
     } finally {
-      await this.part.note();
       slots.free();
     }
     return { stripes: archive.stripes, written: this.written, kept: this.kept };
@@ -119,6 +127,8 @@ class PartialImage {
   private readonly bits: Uint8Array;
   private notedMs = performance.now();
   private noting: Promise<void> | null = null;
+  /** The kernel tells once that it lost something: what is noted after that could be missing. */
+  private syncFailed = false;
 
   private constructor(
     private readonly path: string,
@@ -132,12 +142,14 @@ class PartialImage {
     this.bits = new Uint8Array(Math.ceil(stripes / 8));
     const note = readNote(notePath);
     const mine = note?.subarray(0, IDENTITY_BYTES).equals(identity) ?? false;
-    if (note && mine && note.length === IDENTITY_BYTES + this.bits.length) {
+    // A file of another size isn't the one that the note is of.
+    const whole = fstatSync(fd).size === sizeBytes;
+    if (note && mine && whole && note.length === IDENTITY_BYTES + this.bits.length) {
       this.bits.set(note.subarray(IDENTITY_BYTES));
-    } else {
-      rmSync(notePath, { force: true });
-      ftruncateSync(fd, 0);
+      return;
     }
+    this.removeNote();
+    ftruncateSync(fd, 0);
     ftruncateSync(fd, sizeBytes);
   }
 
@@ -192,7 +204,7 @@ class PartialImage {
     const bits = this.bits.slice();
     const temporary = `${this.notePath}.tmp`;
     try {
-      await syncFile(this.lane, this.file.fd);
+      await this.sync();
       writeFileSync(temporary, Buffer.concat([this.identity, bits]), {
         mode: FILE_MODE,
         flush: true,
@@ -206,13 +218,10 @@ class PartialImage {
 
   async commit(): Promise<void> {
     try {
-      await syncFile(this.lane, this.file.fd);
-      fsyncSync(this.file.fd);
+      await this.sync();
+      this.removeNote();
       renameSync(this.partial, this.path);
-      rmSync(this.notePath, { force: true });
-      const folder = openSync(dirname(this.path), 'r');
-      fsyncSync(folder);
-      closeSync(folder);
+      syncFolder(dirname(this.path));
     } catch (error) {
       throw new UserError(`'${this.path}' can't be completed: ${errorName(error)}`);
     }
@@ -221,6 +230,22 @@ class PartialImage {
   close(): void {
     closeSync(this.file.fd);
     this.lane.close();
+  }
+
+  private async sync(): Promise<void> {
+    if (this.syncFailed) throw new Error('a sync failed before');
+    try {
+      await syncFile(this.lane, this.file.fd);
+    } catch (error) {
+      this.syncFailed = true;
+      throw error;
+    }
+  }
+
+  /** It must never be there with a file that it isn't of, which then would seem to have what it lacks. */
+  private removeNote(): void {
+    rmSync(this.notePath, { force: true });
+    syncFolder(dirname(this.notePath));
   }
 }
 
@@ -236,6 +261,15 @@ function identityOf({ index, form, description }: Archive): Buffer {
     hash.update(place).update(index.hashOf(object));
   }
   return hash.digest();
+}
+
+/** Undefined where there is nothing, or what it is can't be seen: who writes is told then. */
+function look(path: string): Stats | undefined {
+  try {
+    return statSync(path, { throwIfNoEntry: false });
+  } catch {
+    return undefined;
+  }
 }
 
 function readNote(path: string): Buffer | null {

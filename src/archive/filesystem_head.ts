@@ -122,7 +122,8 @@ function writeDurable(folder: string, name: string, content: Uint8Array): void {
   syncFolder(folder);
 }
 
-function syncFolder(folder: string): void {
+/** Names that were given, changed or taken away there are durable. @throws Error with a `code` */
+export function syncFolder(folder: string): void {
   const fd = openSync(folder, 'r');
   try {
     fsyncSync(fd);

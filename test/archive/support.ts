@@ -1,5 +1,11 @@
 /** Keys and bytes of the fixtures of archives. */
 import { createHash } from 'node:crypto';
+import { completeText, newDescription, sha256Hex } from '../../src/archive/description.ts';
+import { FilesystemStore } from '../../src/archive/filesystem_store.ts';
+import { encodeJsonIndex } from '../../src/archive/json_index.ts';
+import { ObjectLane, Slot } from '../../src/archive/object_codec.ts';
+import { INDEX_NAMES } from '../../src/archive/store.ts';
+import { objectName, StripeIndex } from '../../src/archive/stripe_index.ts';
 import type { ArchiveKek } from '../../src/config/device_config.ts';
 import { Secret } from '../../src/crypto/secret.ts';
 import { expandXts, type XtsKeys } from '../../src/crypto/xts.ts';
@@ -32,4 +38,40 @@ export function fixtureKek(): ArchiveKek {
     initVector: secretOf(Buffer.alloc(12, 0x22)),
     authData: secretOf(Buffer.from('test-aad')),
   };
+}
+
+export const STRIPE_SECTORS = 128;
+export const STRIPE_BYTES = STRIPE_SECTORS * 512;
+
+/** An archive in a folder; stripe N of its disk is filled with N + 1. */
+export async function makeArchive(folder: string, stripes: number, encrypted = false) {
+  const store = new FilesystemStore(folder, 'an archive of the tests');
+  const run = await store.begin();
+  const compression = { method: 'snappy' } as const;
+  const shape = { format: 1, stripeSectors: STRIPE_SECTORS, compression } as const;
+  const diskBytes = stripes * STRIPE_BYTES;
+  const description = newDescription({ ...shape, diskBytes }, encrypted, noKek);
+  const form = { ...shape, xts: description.keys ? expandXts(description.keys) : 0 };
+  const lane = new ObjectLane(1);
+  const slot = new Slot(form, lane);
+  const index = new StripeIndex(stripes);
+  for (let stripe = 0; stripe < stripes; stripe++) {
+    slot.stripe.bytes.fill(stripe + 1);
+    const sealed = await slot.seal(stripe, null, false);
+    if (!sealed) throw new Error('left out');
+    index.add(stripe, sealed.hash);
+    await store.put(objectName(sealed.hash), sealed.object);
+  }
+  const bytes = encodeJsonIndex(index);
+  await store.commit({
+    description: completeText(description, [sha256Hex(bytes)]),
+    meanwhile: null,
+    indexName: INDEX_NAMES[1],
+    index: bytes,
+  });
+  await run.end();
+  run.leave();
+  slot.free();
+  lane.close();
+  return store;
 }

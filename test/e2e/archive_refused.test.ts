@@ -126,6 +126,14 @@ test('an image that is there is replaced only with --force', async () => {
   expect(readFileSync(exported, 'utf8')).toBe('mine');
   await archive(bed, ['export', ...target, exported, '--force']);
   await bed.run(['cmp', image, exported]);
+  await bed.run(['mkfifo', bed.path('fifo')]);
+  for (const place of [bed.folder, bed.path('fifo')]) {
+    const argv = ['export', ...target, place, '--force'];
+    expect((await archive(bed, argv, { expect: 1 })).stderr).toMatch(
+      /is no regular file; name one/,
+    );
+    expect(existsSync(`${place}.partial`)).toBe(false);
+  }
   const lost = await archive(bed, ['export', ...target, bed.path('none/x')], { expect: 1 });
   expect(lost.stderr).toMatch(/can't be written: ENOENT/);
 });
