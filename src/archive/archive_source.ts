@@ -14,6 +14,9 @@ interface Transfer {
   turn: Promise<unknown>;
 }
 
+/** How long the end of a server waits for reads that may hang, in milliseconds. */
+const CLOSE_PATIENCE_MS = 3000;
+
 export class ArchiveSource implements StripeSource {
   readonly description: string;
   readonly sizeBytes: number;
@@ -22,7 +25,7 @@ export class ArchiveSource implements StripeSource {
   private readonly slots: Slots;
   private readonly free: Slot[];
   private readonly waiting: ((slot: Slot) => void)[] = [];
-  /** By the number of the object; in encrypted archives, where equal objects are no equal stripes, by stripe. */
+  /** By the number of the object. */
   private readonly transfers = new Map<number, Transfer>();
   private reading = 0;
   private readonly idle = Promise.withResolvers<void>();
@@ -70,17 +73,17 @@ export class ArchiveSource implements StripeSource {
 
   async close(): Promise<void> {
     this.closing = true;
+    this.archive.store.giveUp();
     this.lookIfIdle();
-    // What is under way goes into memory that is freed here.
-    await this.idle.promise;
+    // What is under way goes into memory that is freed here, or, where it hangs, by the end of the process.
+    if (!(await this.isIdle())) return;
     this.slots.free();
     this.archive.close();
     this.archive.store.close();
   }
 
   private async readObject(stripe: number, object: number, buffer: StripeBuffer): Promise<boolean> {
-    const key = this.archive.form.xts === 0 ? object : stripe;
-    const transfer = this.transfers.get(key) ?? this.begin(key, object);
+    const transfer = this.transferOf(object);
     transfer.users++;
     try {
       const { slot, length } = await transfer.fetched;
@@ -89,15 +92,18 @@ export class ArchiveSource implements StripeSource {
       return await turn;
     } finally {
       if (--transfer.users === 0) {
-        this.transfers.delete(key);
+        if (this.transfers.get(object) === transfer) this.transfers.delete(object);
         transfer.fetched.then(({ slot }) => this.giveBack(slot)).catch(() => {});
       }
     }
   }
 
-  private begin(key: number, object: number): Transfer {
+  private transferOf(object: number): Transfer {
+    const shared = this.transfers.get(object);
+    if (shared) return shared;
     const transfer = { fetched: this.fetch(object), users: 0, turn: Promise.resolve() };
-    this.transfers.set(key, transfer);
+    // What is encrypted is decrypted where it lies: there is nothing left for a second one.
+    if (this.archive.form.xts === 0) this.transfers.set(object, transfer);
     return transfer;
   }
 
@@ -132,6 +138,15 @@ export class ArchiveSource implements StripeSource {
     const next = this.waiting.shift();
     if (next) next(slot);
     else this.free.push(slot);
+  }
+
+  /** @returns whether nothing is under way, or soon isn't any more */
+  private async isIdle(): Promise<boolean> {
+    const late = Promise.withResolvers<boolean>();
+    const timer = setTimeout(() => late.resolve(false), CLOSE_PATIENCE_MS);
+    const idle = await Promise.race([this.idle.promise.then(() => true), late.promise]);
+    clearTimeout(timer);
+    return idle;
   }
 
   private lookIfIdle(): void {
