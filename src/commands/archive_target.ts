@@ -16,13 +16,14 @@ export interface ArchiveTarget {
 /**
  * Reads `--target-config` and does something with the archive's place; wipes secrets afterwards, and
  * deletes the KEK file where that was asked for and all went well.
+ * @param use returns an exit status: who must go on, or look again, needs the KEK once more
  * @throws UserError or UsageError
  */
-export async function withTarget<Result>(
+export async function withTarget(
   args: Arguments,
   log: Log,
-  use: (target: ArchiveTarget) => Promise<Result>,
-): Promise<Result> {
+  use: (target: ArchiveTarget) => Promise<number>,
+): Promise<number> {
   const file = args.required('target-config');
   const kekFile = args.value('kek');
   if (args.has('unlink-kek') && kekFile === undefined) {
@@ -36,9 +37,9 @@ export async function withTarget<Result>(
   try {
     const store = await openStore(config, log);
     try {
-      const result = await use({ store, kek: config.archiveKek });
-      if (args.has('unlink-kek') && kekFile !== undefined) unlinkKekFile(kekFile);
-      return result;
+      const status = await use({ store, kek: config.archiveKek });
+      if (status === 0 && args.has('unlink-kek') && kekFile !== undefined) unlinkKekFile(kekFile);
+      return status;
     } finally {
       store.close();
     }

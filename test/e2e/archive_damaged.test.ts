@@ -1,6 +1,6 @@
 /** Archives that are damaged, or were changed by somebody. */
 import { expect, setDefaultTimeout, test } from 'bun:test';
-import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   archive,
@@ -8,6 +8,7 @@ import {
   archiveKek,
   fillDisk,
   folderPlace,
+  kekFile,
   type Place,
   SHIFT,
   sizeOf,
@@ -90,7 +91,11 @@ test('verify names every object that is damaged, missing or of another length', 
   writeFileSync(path(1), readFileSync(path(1)).subarray(0, 100));
   writeFileSync(path(2), Buffer.alloc(1 << 20));
   writeFileSync(path(3), readFileSync(path(4)));
-  const { stdout, stderr } = await archive(bed, ['verify', ...target, '--json'], { expect: 1 });
+  const kek = kekFile(bed, 'none');
+  const argv = ['verify', ...target, '--json', '--kek', kek.file, '--unlink-kek'];
+  const { stdout, stderr } = await archive(bed, argv, { expect: 1 });
+  // Who looks again needs it.
+  expect(existsSync(kek.file)).toBe(true);
   expect(JSON.parse(stdout)).toMatchObject({ problems: 4 });
   for (const i of [0, 1, 2, 3]) expect(stderr).toContain(names[i]);
   expect(stderr.trim().split('\n')).toHaveLength(4);

@@ -1,5 +1,6 @@
 /** What the tests of archives share: disks of every kind of content, places for archives, an S3 server. */
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { createCipheriv } from 'node:crypto';
+import { closeSync, ftruncateSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { binary, Child, client, tool, within } from './processes.ts';
 import { type Bed, qemuDisk, Random, type Settings, testKeys } from './support.ts';
@@ -57,6 +58,26 @@ export const archiveKek = {
   auth_data: Buffer.from('archives').toString('base64'),
 };
 
+/** A KEK file, and what it wraps: each base64 text of a mapping. */
+export function kekFile(bed: Bed, method: 'none' | 'aes256-gcm' = 'aes256-gcm') {
+  const file = bed.path('kek.yaml');
+  const [key, nonce, aad] = [Buffer.alloc(32, 3), Buffer.alloc(12, 4), Buffer.from('of the tests')];
+  const parts = { key, init_vector: nonce, auth_data: aad };
+  const lines = Object.entries(parts).map(
+    ([name, part]) => `${name}: ${part.toString('base64')}\n`,
+  );
+  const text = `method: ${method}\n${method === 'none' ? '' : lines.join('')}`;
+  writeFileSync(file, text, { mode: 0o600 });
+  const wrapOne = (plain: string) => {
+    const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(aad);
+    const wrapped = [cipher.update(plain, 'base64'), cipher.final(), cipher.getAuthTag()];
+    return Buffer.concat(wrapped).toString('base64');
+  };
+  const wrap = (plain: Record<string, string>) =>
+    Object.fromEntries(Object.entries(plain).map(([name, text]) => [name, wrapOne(text)]));
+  return { file, wrap };
+}
+
 /** Where an archive is, as the fields of `--target-config`. */
 export type Place = Record<string, unknown>;
 
@@ -78,14 +99,13 @@ export async function archive(
   return { stdout: child.stdout.text, stderr: child.stderr.text };
 }
 
-/** A lazy disk that is to come from an archive, served; all of it must be as an image. */
-export async function compareLazily(
+/** An empty disk that is to come from an archive. */
+export async function lazyDisk(
   bed: Bed,
   place: Place,
-  image: string,
   sizeBytes: number,
   { encrypted = false, autofetch = false } = {},
-): Promise<void> {
+): Promise<{ disk: string; settings: Settings }> {
   const disk = bed.disk({ sizeBytes, encrypted });
   const keys: Settings = encrypted ? { encryption_key: testKeys } : {};
   const settings: Settings = {
@@ -96,6 +116,18 @@ export async function compareLazily(
   };
   const config = bed.config({ path: disk, ...keys, ...settings });
   await bed.run([binary, 'metadata', 'init', '--config', config, '-s', String(SHIFT)]);
+  return { disk, settings };
+}
+
+/** A lazy disk that is to come from an archive, served; all of it must be as an image. */
+export async function compareLazily(
+  bed: Bed,
+  place: Place,
+  image: string,
+  sizeBytes: number,
+  options: { encrypted?: boolean; autofetch?: boolean } = {},
+): Promise<void> {
+  const { disk, settings } = await lazyDisk(bed, place, sizeBytes, options);
   const server = await bed.serve(disk, settings);
   const raw = `driver=raw,file.driver=file,file.filename=${image}`;
   const served = qemuDisk(server.socket);
