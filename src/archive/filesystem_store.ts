@@ -33,10 +33,13 @@ export class FilesystemStore implements ObjectStore {
   readonly name: string;
   readonly parallel = PARALLEL;
   readonly switches = true;
+  readonly locks = true;
   private readonly lane = new Lane('archive', PARALLEL);
   /** Files that have no name of theirs yet. */
   private readonly temporary = new Set<string>();
   private temporaryCount = 0;
+  /** Open from before the first write on: of writes that were lost, syncfs tells who was there then. */
+  private syncFd = -1;
   private readonly atExit = () => {
     for (const path of this.temporary) rmSync(path, { force: true });
   };
@@ -104,8 +107,8 @@ export class FilesystemStore implements ObjectStore {
 
   async holds(name: string, bytes: Uint8Array): Promise<boolean> {
     try {
-      const { size } = await stat(this.at(name));
-      return size === bytes.length && Buffer.compare(await readFile(this.at(name)), bytes) === 0;
+      const length = await this.lengthOf(name);
+      return length === bytes.length && Buffer.compare(await readFile(this.at(name)), bytes) === 0;
     } catch (error) {
       if (isMissing(error)) return false;
       throw this.failure('read', name, error);
@@ -116,8 +119,9 @@ export class FilesystemStore implements ObjectStore {
     try {
       for await (const { name } of await opendir(this.at(DATA_PREFIX))) {
         if (!parseHash(name)) continue;
-        const { size } = await stat(this.at(DATA_PREFIX + name));
-        yield { hash: name, lengthBytes: size };
+        const lengthBytes = await this.lengthOf(DATA_PREFIX + name);
+        // Somebody may delete it meanwhile.
+        if (lengthBytes !== null) yield { hash: name, lengthBytes };
       }
     } catch (error) {
       if (!isMissing(error)) throw this.failure('listed', DATA_PREFIX, error);
@@ -139,6 +143,7 @@ export class FilesystemStore implements ObjectStore {
       mkdirSync(this.at(DATA_PREFIX), { recursive: true, mode: FOLDER_MODE });
       const run = FolderRun.begin(this.path, this.at(NOTE_NAME));
       try {
+        if (this.syncFd < 0) this.syncFd = openSync(this.at(DATA_PREFIX), 'r');
         recoverHead(this.path);
         run.begun = await this.removeTemporary();
         return run;
@@ -168,10 +173,21 @@ export class FilesystemStore implements ObjectStore {
   close(): void {
     process.off('exit', this.atExit);
     this.lane.close();
+    if (this.syncFd >= 0) closeSync(this.syncFd);
+    this.syncFd = -1;
   }
 
   private at(name: string): string {
     return join(this.path, name);
+  }
+
+  private async lengthOf(name: string): Promise<number | null> {
+    try {
+      return (await stat(this.at(name))).size;
+    } catch (error) {
+      if (isMissing(error)) return null;
+      throw error;
+    }
   }
 
   private async openObject(name: string) {
@@ -185,13 +201,8 @@ export class FilesystemStore implements ObjectStore {
 
   /** One call for all objects: a sync of each would cost more than to write it. */
   private async syncAll(): Promise<void> {
-    const fd = openSync(this.at(DATA_PREFIX), 'r');
-    try {
-      const result = await this.lane.syncAll(fd);
-      if (result < 0) throw systemError(result);
-    } finally {
-      closeSync(fd);
-    }
+    const result = await this.lane.syncAll(this.syncFd);
+    if (result < 0) throw systemError(result);
   }
 
   /** Of runs that were killed. @returns whether there are any files of data */
@@ -248,6 +259,8 @@ class FolderRun implements Run {
   }
 
   async note(description: string): Promise<void> {
+    // Never without it for a moment: it has the only copy of the keys.
+    if (this.left && Buffer.compare(this.left, Buffer.from(description)) === 0) return;
     ftruncateSync(this.fd, 0);
     writeSync(this.fd, description);
     fsyncSync(this.fd);

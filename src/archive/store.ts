@@ -1,4 +1,5 @@
 /** Where an archive's objects are: a folder, or a part of a bucket. */
+import { UserError } from '../errors.ts';
 import type { StripeBuffer } from '../stripe/interfaces.ts';
 import { DESCRIPTION_NAME } from './description.ts';
 
@@ -8,6 +9,16 @@ export const INDEX_NAMES = { 1: 'stripe-hashes.json', 2: 'stripe-mapping' } as c
 export const HEAD_NAMES = [DESCRIPTION_NAME, ...Object.values(INDEX_NAMES)] as const;
 /** What a run that isn't finished has noted: the description that its objects are made with. */
 export const NOTE_NAME = 'resume.json';
+
+/** The note of whoever deletes what is unused: a run must not count on anything that is there. */
+export const SWEEP_NOTE = '{"deletes_unused_objects":true}';
+
+export function isSweepNote(note: Uint8Array | null): boolean {
+  return note !== null && Buffer.compare(note, Buffer.from(SWEEP_NOTE)) === 0;
+}
+
+/** Nothing can be had from the store now: that says nothing about what was asked for. */
+export class StoreAwayError extends UserError {}
 
 export interface StoredObject {
   /** Of the data: its hash, as hexadecimal digits. */
@@ -47,6 +58,8 @@ export interface ObjectStore {
   readonly parallel: number;
   /** Whether the description and the index of an archive can be replaced in one moment. */
   readonly switches: boolean;
+  /** Whether a run keeps others out for as long as its process lives; else a note is all that they see. */
+  readonly locks: boolean;
   /** @returns null where there is no such object */
   get(name: string): Promise<Uint8Array | null>;
   /**
@@ -62,7 +75,7 @@ export interface ObjectStore {
   list(): AsyncIterable<StoredObject>;
   /** Removes data. @param hashes as hexadecimal digits */
   remove(hashes: string[]): Promise<void>;
-  /** Begins to write. @throws UserError also where another run is writing */
+  /** Begins to write. @throws UserError also where another run is seen to write */
   begin(): Promise<Run>;
   /** Makes what was put the archive, after it is durable: data, then the description, then the index. */
   commit(commit: Commit): Promise<void>;

@@ -23,7 +23,7 @@ import { encodeJsonIndex } from './json_index.ts';
 import type { ObjectForm, Slot } from './object_codec.ts';
 import { named } from './reader.ts';
 import { Slots } from './slots.ts';
-import { INDEX_NAMES, NOTE_NAME, type ObjectStore, type Run } from './store.ts';
+import { INDEX_NAMES, isSweepNote, NOTE_NAME, type ObjectStore, type Run } from './store.ts';
 import { objectName, StripeIndex } from './stripe_index.ts';
 import { encodeMapping } from './stripe_mapping.ts';
 
@@ -78,14 +78,18 @@ export async function writeArchive(
 ): Promise<Written> {
   const { diskBytes, stripeBytes } = disk;
   const shape = { ...options.shape, stripeSectors: stripeBytes / 512, diskBytes };
-  const existing = await existingHead(store);
-  if (existing && !options.force) {
-    throw new UserError(
-      `there is an archive in ${store.name} already; give --force to replace it, or another place`,
-    );
-  }
+  // Before anything is made there.
+  if (!options.force) await existingHead(store, false);
   const run = await store.begin();
   try {
+    if (isSweepNote(run.left)) {
+      throw new UserError(
+        `what is unused in ${store.name} is being deleted; wait for the end of that, or, where it was ` +
+          "interrupted, run 'ubiblk archive gc --delete' again",
+      );
+    }
+    // Another run may have ended meanwhile.
+    const existing = await existingHead(store, options.force);
     const description = chooseDescription(shape, existing, run, store, options, log);
     const xts = description.keys ? expandXts(description.keys) : 0;
     try {
@@ -110,13 +114,20 @@ interface Head {
   indexDigest: string;
 }
 
-/** Null where there is no archive that can be read. */
-async function existingHead(store: ObjectStore): Promise<Head | null> {
+/**
+ * Null where there is no archive that can be read.
+ * @throws UserError where there is one, and none is to be replaced
+ */
+async function existingHead(store: ObjectStore, replace: boolean): Promise<Head | null> {
   const description = await store.get(DESCRIPTION_NAME);
   if (!description) return null;
   for (const name of Object.values(INDEX_NAMES)) {
     const index = await store.get(name);
-    if (index) return { description, indexDigest: sha256Hex(index) };
+    if (!index) continue;
+    if (replace) return { description, indexDigest: sha256Hex(index) };
+    throw new UserError(
+      `there is an archive in ${store.name} already; give --force to replace it, or another place`,
+    );
   }
   return null;
 }

@@ -1,5 +1,6 @@
 import { type Inventory, takeInventory } from '../archive/audit.ts';
 import { Archive } from '../archive/reader.ts';
+import { isSweepNote, SWEEP_NOTE } from '../archive/store.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { sizeText } from '../probe/report.ts';
@@ -44,12 +45,13 @@ async function sweep(target: ArchiveTarget, abandon: boolean) {
   await unusedOf(target);
   const run = await store.begin();
   try {
-    if (run.left && !abandon) {
+    if (run.left && !abandon && !isSweepNote(run.left)) {
       throw new UserError(
         `a run was interrupted in ${store.name}: go on with it ('ubiblk archive ... --resume'), or give ` +
           '--abandon to delete what it has left',
       );
     }
+    if (!store.locks) await run.note(SWEEP_NOTE);
     // A run before may have replaced the index meanwhile.
     const inventory = await unusedOf(target);
     for (let at = 0; at < inventory.unused.length; at += BATCH) {

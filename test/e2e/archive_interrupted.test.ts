@@ -193,7 +193,9 @@ test('two runs do not write at once', async () => {
   const { configs, target } = await prepare(bed, []);
   const argv = ['--config', configs[1], ...target, '--force'];
   const first = bed.spawn([binary, 'archive', ...argv]);
-  while (first.running && !existsSync(`${bed.path('archive')}/resume.json`)) await Bun.sleep(1);
+  // What has a note has its lock.
+  const note = `${bed.path('archive')}/resume.json`;
+  while (first.running && !statSync(note, { throwIfNoEntry: false })?.size) await Bun.sleep(1);
   first.signal('SIGSTOP');
   const second = await archive(bed, argv, { expect: 1 });
   expect(second.stderr).toMatch(/another run is writing to the archive .*wait for its end/);
