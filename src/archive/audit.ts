@@ -3,6 +3,7 @@ import { UserError } from '../errors.ts';
 import type { Slot } from './object_codec.ts';
 import type { Archive } from './reader.ts';
 import { Slots } from './slots.ts';
+import { StoreAwayError } from './store.ts';
 import { parseHash } from './stripe_index.ts';
 
 export interface VerifyOptions {
@@ -34,7 +35,8 @@ export async function verifyArchive(archive: Archive, options: VerifyOptions): P
       try {
         await archive.load(stripe, object, slot);
       } catch (error) {
-        if (!(error instanceof UserError) || options.signal.aborted) throw error;
+        if (!(error instanceof UserError) || error instanceof StoreAwayError) throw error;
+        if (options.signal.aborted) throw error;
         problems++;
         options.problem(error.message);
       }

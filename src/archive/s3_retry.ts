@@ -1,5 +1,6 @@
 /** What of S3 is tried again, when, and what a user is told where it is given up. */
 import { UserError } from '../errors.ts';
+import { StoreAwayError } from './store.ts';
 
 /** Milliseconds: of the first wait at most, and of the longest. */
 const FIRST_MS = 200;
@@ -68,6 +69,7 @@ export function failureOf(
   attempts: number,
   elapsedMs: number,
 ): UserError {
+  const Kind = mayBeTriedAgain(error) ? StoreAwayError : UserError;
   const status = statusOf(error);
   // A status that isn't the failure's is no help.
   const known = status !== undefined && status >= 300 ? `${status} ` : '';
@@ -76,7 +78,7 @@ export function failureOf(
   const message = error.message && error.message !== code ? error.message : '';
   const told = [cause, message].filter((text) => text !== '').join(': ') || 'an unknown error';
   const tries = attempts > 1 ? `, ${attempts} times in ${Math.round(elapsedMs / 1000)} s` : '';
-  return new UserError(`${what} failed${tries}: ${told.split('\n')[0]}${remedyFor(status, code)}`);
+  return new Kind(`${what} failed${tries}: ${told.split('\n')[0]}${remedyFor(status, code)}`);
 }
 
 function remedyFor(status: number | undefined, code: string): string {

@@ -1,5 +1,6 @@
 /** An archive in a bucket, below a prefix. */
 import { isIP } from 'node:net';
+import type { Readable } from 'node:stream';
 import type {
   GetObjectCommandOutput,
   PutObjectCommandInput,
@@ -22,6 +23,7 @@ import {
   NOTE_NAME,
   type ObjectStore,
   type Run,
+  StoreAwayError,
   type StoredObject,
 } from './store.ts';
 import { DATA_PREFIX, parseHash } from './stripe_index.ts';
@@ -32,17 +34,36 @@ export interface S3Options {
   description: string;
 }
 
+/** Bytes a second that an upload may have at least: so much longer than others may it take. */
+const SLOWEST_UPLOAD = 256 << 10;
+
+/** One attempt of an operation. */
+interface Attempt {
+  readonly signal: AbortSignal;
+  /** Something has come: the time for it begins anew. */
+  goesOn(): void;
+}
+
+/** Of an operation that failed: the cause of a UserError. */
+interface FailedAttempts {
+  status: number | undefined;
+  attempts: number;
+}
+
 export class S3Store implements ObjectStore {
   readonly name: string;
   readonly description: string;
   readonly parallel: number;
   readonly switches = false;
+  readonly locks = false;
   private readonly client: S3Client;
   private readonly bucket: string;
   private readonly prefix: string;
   private readonly attemptMs: number;
   private readonly retryMs: number;
   private readonly stop = new AbortController();
+  /** What the run that writes has noted. */
+  private noted: string | null = null;
 
   private constructor(
     private readonly sdk: typeof Sdk,
@@ -66,22 +87,19 @@ export class S3Store implements ObjectStore {
   }
 
   async get(name: string): Promise<Uint8Array | null> {
-    return await this.getObject(name, async ({ Body }) => {
-      const bytes = (await Body?.transformToByteArray()) ?? new Uint8Array();
-      return { result: bytes, lengthBytes: bytes.length };
+    const chunks: Uint8Array[] = [];
+    const length = await this.getObject(name, (chunk, done) => {
+      if (done === 0) chunks.length = 0;
+      chunks.push(chunk);
     });
+    return length === null ? null : Buffer.concat(chunks, length);
   }
 
   async fetch(name: string, to: StripeBuffer): Promise<number | null> {
-    return await this.getObject(name, async ({ Body, ContentLength }) => {
-      const most = to.bytes.length;
-      let done = 0;
-      for await (const chunk of Body as unknown as AsyncIterable<Uint8Array>) {
-        if (done + chunk.length > most) throw this.tooLong(name, ContentLength ?? most + 1, most);
-        to.bytes.set(chunk, done);
-        done += chunk.length;
-      }
-      return { result: done, lengthBytes: done };
+    const most = to.bytes.length;
+    return await this.getObject(name, (chunk, done, length = most + 1) => {
+      if (done + chunk.length > most) throw this.tooLong(name, length, most);
+      to.bytes.set(chunk, done);
     });
   }
 
@@ -91,7 +109,7 @@ export class S3Store implements ObjectStore {
 
   async holds(name: string, bytes: Uint8Array): Promise<boolean> {
     const key = this.key(name);
-    const length = await this.again('HeadObject', key, async (abortSignal) => {
+    const length = await this.again('HeadObject', key, async ({ signal: abortSignal }) => {
       const command = new this.sdk.HeadObjectCommand({ Bucket: this.bucket, Key: key });
       return await this.client.send(command, { abortSignal }).then(
         ({ ContentLength }) => ContentLength ?? null,
@@ -137,6 +155,7 @@ export class S3Store implements ObjectStore {
 
   /** Two objects can't be replaced in one moment: what stands meanwhile goes with the old index and the new. */
   async commit({ description, meanwhile, indexName, index }: Commit): Promise<void> {
+    await this.checkNote();
     if (meanwhile === null) {
       // Of an archive without a description, which is none: it must not be taken for this one's.
       for (const name of Object.values(INDEX_NAMES)) {
@@ -174,7 +193,7 @@ export class S3Store implements ObjectStore {
   }
 
   private async page(prefix: string, token: string | undefined, most?: number) {
-    return await this.again('ListObjectsV2', prefix, async (abortSignal) => {
+    return await this.again('ListObjectsV2', prefix, async ({ signal: abortSignal }) => {
       const command = new this.sdk.ListObjectsV2Command({
         Bucket: this.bucket,
         Prefix: prefix,
@@ -185,14 +204,29 @@ export class S3Store implements ObjectStore {
     });
   }
 
+  /** Two runs that commit would leave the description of one with the index of the other. */
+  private async checkNote(): Promise<void> {
+    const there = await this.get(NOTE_NAME);
+    if (there && Buffer.from(there).toString() === this.noted) return;
+    throw new UserError(
+      `another run has begun to write to the archive in ${this.name} meanwhile: this one leaves it as it is; ` +
+        'see that one runs at a time, and try again',
+    );
+  }
+
   private async note(description: string, first: boolean): Promise<void> {
+    this.noted = description;
     try {
       await this.putObject(NOTE_NAME, Buffer.from(description), first);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
+      const { status, attempts } = (error.cause ?? {}) as Partial<FailedAttempts>;
       // A server that knows of no conditions.
-      if (error.cause === 501) return await this.putObject(NOTE_NAME, Buffer.from(description));
-      if (error.cause !== 412) throw error;
+      if (status === 501) return await this.putObject(NOTE_NAME, Buffer.from(description));
+      if (status !== 412) throw error;
+      // The answer to an attempt before may have been lost.
+      const there = attempts === 1 ? null : await this.get(NOTE_NAME);
+      if (there && Buffer.compare(there, Buffer.from(description)) === 0) return;
       throw new UserError(
         `another run is writing to the archive in ${this.name}, or was interrupted this moment; wait for ` +
           'its end, or try again',
@@ -200,25 +234,34 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  private async getObject<Result>(
+  /**
+   * @param take is given chunks, each with how many bytes were before it, and the length of all; from the
+   *   start again, where it is tried again
+   * @returns the length
+   */
+  private async getObject(
     name: string,
-    take: (answer: GetObjectCommandOutput) => Promise<{ result: Result; lengthBytes: number }>,
-  ): Promise<Result | null> {
+    take: (chunk: Uint8Array, done: number, length?: number) => void,
+  ): Promise<number | null> {
     const key = this.key(name);
-    return await this.again('GetObject', key, async (abortSignal) => {
+    return await this.again('GetObject', key, async (attempt) => {
       const command = new this.sdk.GetObjectCommand({ Bucket: this.bucket, Key: key });
       let answer: GetObjectCommandOutput;
       try {
-        answer = await this.client.send(command, { abortSignal });
+        answer = await this.client.send(command, { abortSignal: attempt.signal });
       } catch (error) {
         return nullIfMissing(error as ServiceError);
       }
-      const { result, lengthBytes } = await take(answer);
       const { ContentLength } = answer;
-      if (ContentLength !== undefined && lengthBytes !== ContentLength) {
-        throw new Error(`the answer ended after ${lengthBytes} of ${ContentLength} bytes`);
+      let done = 0;
+      await readBody(answer, attempt, (chunk) => {
+        take(chunk, done, ContentLength);
+        done += chunk.length;
+      });
+      if (ContentLength !== undefined && done !== ContentLength) {
+        throw new Error(`the answer ended after ${done} of ${ContentLength} bytes`);
       }
-      return result;
+      return done;
     });
   }
 
@@ -227,7 +270,7 @@ export class S3Store implements ObjectStore {
     const key = this.key(name);
     const hash = name.startsWith(DATA_PREFIX) ? parseHash(name.slice(DATA_PREFIX.length)) : null;
     const checksum = hash && Buffer.from(hash).toString('base64');
-    await this.again('PutObject', key, async (abortSignal) => {
+    const put = async ({ signal: abortSignal }: Attempt) => {
       const command = new this.sdk.PutObjectCommand({
         Bucket: this.bucket,
         Key: key,
@@ -238,12 +281,13 @@ export class S3Store implements ObjectStore {
       });
       if (hash) command.middlewareStack.add(signedHash(hash), { step: 'build' });
       await this.client.send(command, { abortSignal });
-    });
+    };
+    await this.again('PutObject', key, put, bytes.length);
   }
 
   private async removeObject(name: string): Promise<void> {
     const key = this.key(name);
-    await this.again('DeleteObject', key, async (abortSignal) => {
+    await this.again('DeleteObject', key, async ({ signal: abortSignal }) => {
       const command = new this.sdk.DeleteObjectCommand({ Bucket: this.bucket, Key: key });
       await this.client.send(command, { abortSignal });
     });
@@ -253,22 +297,25 @@ export class S3Store implements ObjectStore {
   private async again<Result>(
     operation: string,
     key: string,
-    work: (signal: AbortSignal) => Promise<Result>,
+    work: (attempt: Attempt) => Promise<Result>,
+    uploadBytes = 0,
   ): Promise<Result> {
     const beganMs = performance.now();
+    const limitMs = this.attemptMs + (uploadBytes / SLOWEST_UPLOAD) * 1000;
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.once(work);
+        return await this.once(work, limitMs);
       } catch (error) {
         if (error instanceof UserError) throw error;
-        if (this.stop.signal.aborted) throw new UserError(`${operation} of '${key}' was given up`);
+        if (this.stop.signal.aborted)
+          throw new StoreAwayError(`${operation} of '${key}' was given up`);
         const failure = error as ServiceError;
         const elapsedMs = performance.now() - beganMs;
         const restMs = waitMs(failure, attempt);
         if (!mayBeTriedAgain(failure) || elapsedMs + restMs > this.retryMs) {
           const what = `${operation} of '${key}' in bucket '${this.bucket}'`;
           const told = failureOf(failure, what, attempt, elapsedMs);
-          told.cause = statusOf(failure);
+          told.cause = { status: statusOf(failure), attempts: attempt } satisfies FailedAttempts;
           throw told;
         }
         this.log.debug(`${operation} of '${key}' is tried again: ${failure.message}`);
@@ -277,14 +324,18 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  private async once<Result>(work: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
+  private async once<Result>(
+    work: (attempt: Attempt) => Promise<Result>,
+    limitMs: number,
+  ): Promise<Result> {
     const late = new AbortController();
-    const timer = setTimeout(() => late.abort(), this.attemptMs);
+    const timer = setTimeout(() => late.abort(), limitMs);
+    const signal = AbortSignal.any([late.signal, this.stop.signal]);
     try {
-      return await work(AbortSignal.any([late.signal, this.stop.signal]));
+      return await work({ signal, goesOn: () => timer.refresh() });
     } catch (error) {
-      if (!late.signal.aborted) throw error;
-      throw new Error(`no answer in ${this.attemptMs / 1000} s`);
+      if (!late.signal.aborted || error instanceof UserError) throw error;
+      throw new Error(`no answer in ${Math.round(limitMs / 100) / 10} s`);
     } finally {
       clearTimeout(timer);
     }
@@ -327,12 +378,36 @@ function clientConfig(sdk: typeof Sdk, archive: S3Archive): S3ClientConfig {
     }),
     // What is tried again, and when, is decided here.
     maxAttempts: 1,
+    // Each such upload would get a connection of its own, and wait up to six seconds for a word.
+    expectContinueHeader: false,
     requestHandler: new sdk.NodeHttpHandler({
       connectionTimeout: connectTimeoutMs,
       httpAgent: agent,
       httpsAgent: agent,
     }),
   };
+}
+
+/** Reads an answer to its end, or until its attempt has ended: nothing is taken afterwards. */
+async function readBody(
+  { Body }: GetObjectCommandOutput,
+  { signal, goesOn }: Attempt,
+  take: (chunk: Uint8Array) => void,
+): Promise<void> {
+  if (!Body) return;
+  const body = Body as unknown as Readable;
+  const stop = () => void body.destroy(new Error('the answer was not waited for'));
+  signal.addEventListener('abort', stop);
+  try {
+    for await (const chunk of body) {
+      signal.throwIfAborted();
+      goesOn();
+      take(chunk);
+    }
+    signal.throwIfAborted();
+  } finally {
+    signal.removeEventListener('abort', stop);
+  }
 }
 
 /** Has a request signed with the hash of its body that is known, instead of hashing it once more. */

@@ -61,6 +61,7 @@ async function archive(
   log: Log,
 ): Promise<number> {
   const { config } = settings;
+  shape.signal.addEventListener('abort', () => store.giveUp());
   const xts = expandKeys(config, log);
   try {
     const disk = await openDisk(

@@ -12,6 +12,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   const progress = longProgress(args.has('quiet'));
   return await withTarget(args, log, async ({ store, kek }) => {
     const work = async (signal: AbortSignal) => {
+      signal.addEventListener('abort', () => store.giveUp());
       const archive = await Archive.open(store, kek);
       try {
         const verified = await verifyArchive(archive, {

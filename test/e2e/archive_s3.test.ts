@@ -1,11 +1,13 @@
 /** Archives in S3: a server of another maker, and one in front of it that fails in every way. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import {
   archive,
   archivedDisk,
   compareLazily,
   fillDisk,
+  kekFile,
+  lazyDisk,
   type Place,
   S3Server,
   sizeOf,
@@ -69,6 +71,7 @@ const passing: [string, Fault][] = [
   ['502 of a gateway', { kind: 'status', status: 502, code: 'BadGateway' }],
   ['a connection that is cut', { kind: 'reset' }],
   ['an answer that is cut', { kind: 'cut' }],
+  ['an answer that stops', { kind: 'stall' }],
   ['wrong bytes', { kind: 'wrong bytes' }],
   ['a wrong checksum', { kind: 'wrong checksum' }],
   ['an upload that is damaged on its way', { kind: 'damaged upload' }],
@@ -84,14 +87,20 @@ test.each(passing)('what passes is tried again: %s', async (_, fault) => {
     const fits = uploads ? method === 'PUT' : method === 'GET' || fault.kind === 'status';
     return chosen && fits && count === 0 ? fault : null;
   };
-  const prepared = await prepare(bed, {}, plan);
+  const more = fault.kind === 'stall' ? { operation_attempt_timeout_ms: 2000 } : {};
+  const prepared = await prepare(bed, more, plan);
   const { config, target } = prepared;
-  const refusesDamage = !uploads;
   const made = await archive(bed, ['--config', config, ...target, '--compress']);
   expect(made.stderr).toBe('');
-  if (refusesDamage) await exported(bed, prepared);
+  if (uploads) {
+    const damaged = faulty.seen.filter((seen) => plan(seen, 0)).map(({ key }) => key);
+    expect(damaged.length).toBeGreaterThan(0);
+    // Each was put once more.
+    expect(damaged.length).toBe(2 * new Set(damaged).size);
+  }
+  await exported(bed, prepared);
   faulty.plan = () => null;
-  if (refusesDamage) await archive(bed, ['verify', ...target]);
+  await archive(bed, ['verify', ...target]);
 });
 
 test('what goes on failing is given up after its time, in a sentence', async () => {
@@ -184,12 +193,22 @@ test('credentials come from the environment, or a profile, where the configurati
 test('credentials that a KEK wraps, a session token, and parts of paths for addresses', async () => {
   await using bed = new Bed();
   const { place, config } = await prepare(bed);
-  const credentials = {
-    ...(place.credentials as object),
+  const kek = kekFile(bed);
+  const plain = {
+    ...(place.credentials as Record<string, string>),
     session_token: Buffer.from('a token').toString('base64'),
   };
-  const target = ['--target-config', targetConfig(bed, { ...place, credentials })];
-  await archive(bed, ['--config', config, ...target]);
+  const { method, ...parts } = place.archive_kek as Record<string, string>;
+  const wrapped = {
+    ...place,
+    credentials: kek.wrap(plain),
+    archive_kek: { method, ...kek.wrap(parts) },
+  };
+  const target = ['--target-config', targetConfig(bed, wrapped), '--kek', kek.file];
+  await archive(bed, ['--config', config, ...target, '--encrypt']);
+  // The same keys, as they are.
+  const there = targetConfig(bed, { ...place, credentials: plain });
+  await archive(bed, ['verify', '--target-config', there]);
   const { headers, key } = faulty.seen.at(-1) as SeenRequest;
   expect(headers['x-amz-security-token']).toBe('a token');
   expect(String(headers.authorization)).toContain('Credential=AKIAEXAMPLE/');
@@ -343,4 +362,131 @@ test('servers that know no conditions, and whoever may not list, are no obstacle
   };
   await archive(bed, ['--config', prepared.config, ...prepared.target]);
   await exported(bed, prepared);
+});
+
+test('a signal ends a run that waits for a server, and the KEK stays for whoever goes on', async () => {
+  await using bed = new Bed();
+  const { config, target } = await prepare(bed);
+  const kek = kekFile(bed, 'none');
+  const argv = [binary, 'archive', '--config', config, ...target, '--kek', kek.file, '-u'];
+  const moments = [() => true, ({ key }: SeenRequest) => isData.test(key)];
+  for (const moment of moments) {
+    const reached = Promise.withResolvers<void>();
+    faulty.plan = (request) => {
+      if (!moment(request)) return null;
+      reached.resolve();
+      return { kind: 'silence' };
+    };
+    const child = bed.spawn(argv);
+    await within(reached.promise, 20_000, () => child.report());
+    child.signal('SIGINT');
+    expect(await child.exit(10_000)).toBe(130);
+    expect(child.stderr.text).toMatch(/SIGINT: ended before everything was done; to go on, give/);
+    expect(existsSync(kek.file)).toBe(true);
+  }
+  faulty.plan = () => null;
+  await bed.run(argv);
+  expect(existsSync(kek.file)).toBe(false);
+});
+
+test('a server of a disk ends though its archive does not answer', async () => {
+  await using bed = new Bed();
+  const { config, target, place } = await prepare(bed);
+  await archive(bed, ['--config', config, ...target]);
+  const reached = Promise.withResolvers<void>();
+  faulty.plan = ({ key }) => {
+    if (!isData.test(key)) return null;
+    reached.resolve();
+    return { kind: 'silence' };
+  };
+  const { disk, settings } = await lazyDisk(bed, place, sizeBytes, { autofetch: true });
+  const server = await bed.serve(disk, settings);
+  await within(reached.promise, 20_000, () => server.child.report());
+  await bed.stop(server);
+});
+
+test('large objects are put at once, without asking whether they may', async () => {
+  await using bed = new Bed();
+  const { place } = await prepare(bed);
+  const image = bed.disk({ sizeBytes: 8 << 20 });
+  fillDisk(image, 'random', 8 << 20, seed);
+  const config = bed.config({ path: image, metadata_path: `${image}.meta` });
+  await bed.run([binary, 'metadata', 'init', '--config', config, '-s', '13']);
+  const target = ['--target-config', targetConfig(bed, place)];
+  await archive(bed, ['--config', config, ...target]);
+  expect(faulty.count('PUT', isData)).toBe(2);
+  expect(faulty.seen.filter(({ headers }) => headers.expect)).toEqual([]);
+});
+
+test('a run whose note was taken, though the answer was lost, is not another one', async () => {
+  await using bed = new Bed();
+  const { config, target } = await prepare(bed);
+  faulty.plan = ({ method, key }, count) =>
+    method === 'PUT' && key.includes('/resume.json') && count === 0
+      ? { kind: 'lost answer' }
+      : null;
+  await archive(bed, ['--config', config, ...target, '--encrypt']);
+  expect(faulty.count('PUT', /\/resume.json/)).toBe(2);
+});
+
+test('of two runs that write at once, the one that came first leaves the archive alone', async () => {
+  await using bed = new Bed();
+  const { config, target } = await prepare(bed);
+  const [reached, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  faulty.plan = ({ method, key }) => {
+    if (method !== 'PUT' || !isData.test(key)) return null;
+    reached.resolve();
+    return { kind: 'held', until: goOn.promise };
+  };
+  const argv = ['--config', config, ...target, '--encrypt'];
+  const first = bed.spawn([binary, 'archive', ...argv]);
+  await within(reached.promise, 20_000, () => first.report());
+  faulty.plan = () => null;
+  await archive(bed, argv);
+  goOn.resolve();
+  expect(await first.exit(20_000)).toBe(1);
+  expect(first.stderr.text).toMatch(/another run has begun to write to the archive .* meanwhile/);
+  await archive(bed, ['verify', ...target]);
+});
+
+test('nothing is deleted that a run counts on', async () => {
+  await using bed = new Bed();
+  const { config, target, image } = await prepare(bed);
+  const argv = ['--config', config, ...target, '--force'];
+  await archive(bed, argv);
+  fillDisk(image, 'partial', sizeBytes, seed + 1);
+  await archive(bed, argv);
+  const [reached, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const hold = (held: string): Plan => {
+    return ({ method, key }) => {
+      if (method !== held || !isData.test(key)) return null;
+      reached.resolve();
+      return { kind: 'held', until: goOn.promise };
+    };
+  };
+  faulty.plan = hold('DELETE');
+  const sweep = bed.spawn([binary, 'archive', 'gc', ...target, '--delete']);
+  await within(reached.promise, 20_000, () => sweep.report());
+  // The same content again: its objects are there still.
+  fillDisk(image, 'partial', sizeBytes, seed);
+  const refused = await archive(bed, argv, { expect: 1 });
+  expect(refused.stderr).toMatch(/what is unused in .* is being deleted; wait for the end of that/);
+  sweep.signal('SIGKILL');
+  await sweep.reaped(10_000);
+  goOn.resolve();
+  faulty.plan = () => null;
+  await archive(bed, argv, { expect: 1 });
+  await archive(bed, ['gc', ...target, '--delete']);
+  await archive(bed, argv);
+  await archive(bed, ['verify', ...target]);
+});
+
+test('verify ends where the server is away, and blames no object', async () => {
+  await using bed = new Bed();
+  const { config, target } = await prepare(bed, { retry_timeout_ms: 1000 });
+  await archive(bed, ['--config', config, ...target]);
+  faulty.plan = ({ key }) => (isData.test(key) ? { kind: 'status', status: 503 } : null);
+  const { stdout, stderr } = await archive(bed, ['verify', ...target], { expect: 1 });
+  expect(stdout).toBe('');
+  expect(stderr).toMatch(/^\[ERROR archive-verify\] GetObject of .* 503 .*\n$/);
 });

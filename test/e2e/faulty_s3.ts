@@ -1,4 +1,5 @@
 /** A proxy in front of an S3 server that fails as such servers do, and counts. */
+import { createHash } from 'node:crypto';
 import {
   createServer,
   type IncomingMessage,
@@ -12,16 +13,20 @@ import { within } from './processes.ts';
 /** What is done with a request instead of passing it on. */
 export type Fault =
   | { kind: 'status'; status: number; code?: string; headers?: Record<string, string> }
-  /** The connection is cut before an answer, and after half of one. */
+  /** The connection is cut before an answer, after half of one, and when the server has done its work. */
   | { kind: 'reset' }
   | { kind: 'cut' }
+  | { kind: 'lost answer' }
+  /** Half of an answer comes, and no more. */
+  | { kind: 'stall' }
   /** A byte of the answer's body is another one; its checksum is another one; the request's body is. */
   | { kind: 'wrong bytes' }
   | { kind: 'wrong checksum' }
   | { kind: 'damaged upload' }
   /** No answer comes. */
   | { kind: 'silence' }
-  | { kind: 'late'; ms: number };
+  | { kind: 'late'; ms: number }
+  | { kind: 'held'; until: Promise<void> };
 
 export interface SeenRequest {
   method: string;
@@ -85,6 +90,7 @@ export class FaultyS3 {
     this.seen.push(seen);
     const fault = this.plan(seen, before.length);
     if (fault?.kind === 'late') await Bun.sleep(fault.ms);
+    if (fault?.kind === 'held') await fault.until;
     if (fault && this.answerWith(fault, incoming, answer)) return;
     this.pass(fault, incoming, Buffer.concat(chunks), answer);
   }
@@ -99,22 +105,27 @@ export class FaultyS3 {
     if (fault.kind !== 'status') return false;
     const { status, code = 'InternalError', headers = {} } = fault;
     answer.writeHead(status, { 'content-type': 'application/xml', ...headers });
-    answer.end(`<?xml version="1.0"?><Error><Code>${code}</Code><Message>made</Message></Error>`);
+    answer.end(errorOf(code));
     return true;
   }
 
   private pass(
     fault: Fault | null,
-    { method, url, headers }: IncomingMessage,
+    { method, url, headers, socket }: IncomingMessage,
     body: Buffer,
     answer: ServerResponse,
   ): void {
     if (fault?.kind === 'damaged upload' && body.length > 0) body[body.length >> 1] ^= 1;
+    if (!hasItsChecksum(headers, body)) {
+      answer.writeHead(400, { 'content-type': 'application/xml' });
+      return void answer.end(errorOf('BadDigest'));
+    }
     const options = { method, headers, agent: false as const };
     const onward = request(`${this.upstream}${url}`, options, async (reply) => {
       const chunks: Buffer[] = [];
       for await (const chunk of reply) chunks.push(chunk as Buffer);
       const content = Buffer.concat(chunks);
+      if (fault?.kind === 'lost answer') return void socket.destroy();
       const given = { ...reply.headers };
       if (fault?.kind === 'wrong bytes' && content.length > 0) {
         content[content.length >> 1] ^= 1;
@@ -126,10 +137,22 @@ export class FaultyS3 {
       delete given['transfer-encoding'];
       delete given.connection;
       answer.writeHead(reply.statusCode ?? 500, given);
+      const half = content.subarray(0, content.length >> 1);
+      if (fault?.kind === 'stall') return void answer.write(half);
       if (fault?.kind !== 'cut') return void answer.end(content);
-      answer.write(content.subarray(0, content.length >> 1), () => answer.destroy());
+      answer.write(half, () => answer.destroy());
     });
     onward.on('error', () => answer.destroy());
     onward.end(body);
   }
+}
+
+function errorOf(code: string): string {
+  return `<?xml version="1.0"?><Error><Code>${code}</Code><Message>made</Message></Error>`;
+}
+
+/** As S3 looks at uploads of data; the test's server doesn't. */
+function hasItsChecksum(headers: IncomingMessage['headers'], body: Buffer): boolean {
+  const sha256 = headers['x-amz-checksum-sha256'];
+  return sha256 === undefined || createHash('sha256').update(body).digest('base64') === sha256;
 }
