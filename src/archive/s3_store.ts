@@ -62,6 +62,8 @@ export class S3Store implements ObjectStore {
   private readonly attemptMs: number;
   private readonly retryMs: number;
   private readonly stop = new AbortController();
+  /** Attempts, each with what ends it. */
+  private readonly underWay = new Set<AbortController>();
   /** What the run that writes has noted. */
   private noted: string | null = null;
 
@@ -171,6 +173,7 @@ export class S3Store implements ObjectStore {
 
   giveUp(): void {
     this.stop.abort();
+    for (const end of this.underWay) end.abort();
   }
 
   close(): void {
@@ -328,16 +331,24 @@ export class S3Store implements ObjectStore {
     work: (attempt: Attempt) => Promise<Result>,
     limitMs: number,
   ): Promise<Result> {
-    const late = new AbortController();
-    const timer = setTimeout(() => late.abort(), limitMs);
-    const signal = AbortSignal.any([late.signal, this.stop.signal]);
+    // Not AbortSignal.any, of which Bun keeps a kilobyte for as long as the other signal is there.
+    const end = new AbortController();
+    const { signal } = end;
+    this.underWay.add(end);
+    if (this.stop.signal.aborted) end.abort();
+    let late = false;
+    const timer = setTimeout(() => {
+      late = true;
+      end.abort();
+    }, limitMs);
     try {
       return await work({ signal, goesOn: () => timer.refresh() });
     } catch (error) {
-      if (!late.signal.aborted || error instanceof UserError) throw error;
+      if (!late || error instanceof UserError) throw error;
       throw new Error(`no answer in ${Math.round(limitMs / 100) / 10} s`);
     } finally {
       clearTimeout(timer);
+      this.underWay.delete(end);
     }
   }
 
