@@ -1,6 +1,15 @@
 /** One measurement: a client's load, the server's CPU time meanwhile, and its memory. */
 
-import { closeSync, fdatasyncSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  fdatasyncSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeSync,
+} from 'node:fs';
+import { freemem } from 'node:os';
 import { Child, client, hostProgram } from '../test/e2e/processes.ts';
 import type { Row } from './rows.ts';
 import type { RunningServer } from './servers.ts';
@@ -109,17 +118,19 @@ export async function measureFile(
 }
 
 /**
- * Has so many bytes of free memory there: a virtual machine may have to wait for its host when it uses
- * pages that it has not used lately, and whoever comes first would pay for those who come later.
+ * Has so many bytes of free memory there, as far as half of it goes: a virtual machine may have to wait for its host
+ * when it uses pages that it has not used lately, and whoever comes first would pay for those who come later.
  */
 export function populateMemory(bytes: number): void {
   const path = `/dev/shm/ubiblk-bench-${process.pid}`;
+  const { bavail, bsize } = statfsSync('/dev/shm');
+  const wanted = Math.min(bytes, freemem() / 2, (bavail * bsize) / 2);
+  const fd = openSync(path, 'wx', 0o600);
   try {
-    const fd = openSync(path, 'wx', 0o600);
     const part = Buffer.alloc(1 << 20);
-    for (let done = 0; done < bytes; done += part.length) writeSync(fd, part);
-    closeSync(fd);
+    for (let done = 0; done < wanted; done += part.length) writeSync(fd, part);
   } finally {
+    closeSync(fd);
     rmSync(path, { force: true });
   }
 }

@@ -79,7 +79,7 @@ enum {
     UBIBLK_JOB_READ,
     UBIBLK_JOB_READ_DATA, /* -ENODATA where all of the range is a hole */
     UBIBLK_JOB_WRITE,
-    UBIBLK_JOB_WRITE_OUT, /* and begins to bring it to storage, past the page cache */
+    UBIBLK_JOB_WRITE_OUT, /* and begins to bring it from the page cache to storage */
     UBIBLK_JOB_SYNC,
     UBIBLK_JOB_ALLOCATE,
     UBIBLK_JOB_CLONE,

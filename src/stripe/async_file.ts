@@ -57,14 +57,7 @@ export async function writeAt(
   from: Part,
   offset: number,
 ): Promise<void> {
-  await transfer(facts, from, offset, (fd, rest, at) =>
-    call('write', () => lane.write(fd, rest, at)),
-  );
-}
-
-/** What was written before is on stable storage. @throws Error with a `code` */
-export async function syncFile(lane: Lane, fd: number): Promise<void> {
-  await call('fdatasync', () => lane.sync(fd));
+  await write(facts, from, offset, (...of) => lane.write(...of));
 }
 
 /**
@@ -77,12 +70,19 @@ export async function writeOutAt(
   from: Part,
   offset: number,
 ): Promise<void> {
-  await transfer(facts, from, offset, (fd, rest, at) =>
-    call('write', () => lane.writeOut(fd, rest, at)),
-  );
+  await write(facts, from, offset, (...of) => lane.writeOut(...of));
+}
+
+/** What was written before is on stable storage. @throws Error with a `code` */
+export async function syncFile(lane: Lane, fd: number): Promise<void> {
+  await call('fdatasync', () => lane.sync(fd));
 }
 
 type Transfer = (fd: number, rest: Part, offset: number) => Promise<number>;
+
+async function write(facts: FileFacts, from: Part, offset: number, move: Transfer): Promise<void> {
+  await transfer(facts, from, offset, (...of) => call('write', () => move(...of)));
+}
 
 async function transfer(
   facts: FileFacts,

@@ -138,13 +138,9 @@ export class RawClient {
     }
   }
 
-  /** Takes nothing of what comes until `resume`. */
+  /** Takes nothing of what comes from now on. */
   pause(): void {
     this.socket.pause();
-  }
-
-  resume(): void {
-    this.socket.resume();
   }
 
   /** Breaks the connection. */

@@ -135,7 +135,7 @@ for (const kernel of ['trixie', 'sid'] as const) {
     `errors of the data file reach those who asked, and end with it: kernel of ${kernel}`,
     ['fio', 'dmsetup'].map(need.program),
     () => failuresOn(kernel),
-    14 * minutes,
+    15 * minutes,
   );
 }
 
@@ -261,5 +261,5 @@ mark() { dmsetup message disk 0 mark "$1"; }`;
     await runInGuest(bed, options, [start, ...scripts].join('\n'));
     for (const i of logged.keys()) await checkLog(bed, `row${i}`, logs[i]);
   },
-  14 * minutes,
+  15 * minutes,
 );

@@ -137,6 +137,6 @@ for (const kernel of ['trixie', 'sid'] as const) {
     `file systems and partitions hold what was written: kernel of ${kernel}`,
     ['cc', 'fio', 'mkfs.ext4', 'mkfs.xfs', 'sfdisk'].map(need.program),
     () => fileSystemsOn(kernel),
-    14 * minutes,
+    15 * minutes,
   );
 }

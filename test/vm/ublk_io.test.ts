@@ -310,6 +310,6 @@ for (const kernel of ['trixie', 'sid'] as const) {
     `what is written to a disk is read from it, and in its data file: kernel of ${kernel}`,
     [need.program('fio'), need.program('mkfs.ext4')],
     () => ioOn(kernel),
-    14 * minutes,
+    15 * minutes,
   );
 }

@@ -212,7 +212,7 @@ modprobe -a loop dm-delay
 ${script.join('')}`,
     );
   },
-  (soak ? 55 : 10) * minutes,
+  (soak ? 55 : 11) * minutes,
 );
 
 testWith(
@@ -395,7 +395,7 @@ stop
 `,
     );
   },
-  (soak ? 30 : 8) * minutes,
+  (soak ? 30 : 11) * minutes,
 );
 
 test(

@@ -73,5 +73,5 @@ test(
     const argv = [client('vhost-check'), image, 'driver=io_uring', `state=${state}`, 'ops=0'];
     await bed.run([...argv, 'zero=1', `span=${span}`], { expect: 1 });
   },
-  3 * minutes,
+  5 * minutes,
 );
