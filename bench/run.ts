@@ -469,7 +469,8 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'archive', 'ublk']) console.log(more);
+    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'archive', 'ublk'])
+      console.log(more);
     return true;
   }
   if (!folders.disk) throw new Error('no folder on a disk was found: set TMPDIR to one');

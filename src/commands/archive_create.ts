@@ -6,7 +6,7 @@ import { freeXts } from '../crypto/xts.ts';
 import { openDisk } from '../device/disk.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { sizeText } from '../probe/report.ts';
+import { sizeText } from '../size_text.ts';
 import { refuseSameFilesOf } from '../stripe/distinct_files.ts';
 import { type ArchiveTarget, withTarget } from './archive_target.ts';
 import type { Arguments } from './arguments.ts';

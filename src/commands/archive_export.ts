@@ -1,7 +1,7 @@
 import { exportArchive } from '../archive/exporter.ts';
 import { Archive } from '../archive/reader.ts';
 import type { Log } from '../log.ts';
-import { sizeText } from '../probe/report.ts';
+import { sizeText } from '../size_text.ts';
 import { withTarget } from './archive_target.ts';
 import type { Arguments } from './arguments.ts';
 import { interruptibly } from './interruption.ts';

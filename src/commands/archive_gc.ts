@@ -3,7 +3,7 @@ import { Archive } from '../archive/reader.ts';
 import { isSweepNote, SWEEP_NOTE } from '../archive/store.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { sizeText } from '../probe/report.ts';
+import { sizeText } from '../size_text.ts';
 import { type ArchiveTarget, withTarget } from './archive_target.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
