@@ -75,8 +75,10 @@ export type QueueEnd = 'device ended' | 'left';
 const MOST_GATHERED = 16;
 /** One out of so many that the disk has. */
 const GATHERED_PART = 4;
-/** What gathering may take, in microseconds. */
+/** What gathering requests may take, in microseconds. */
 const GATHER_US = 100;
+/** And completions: no longer than the last turn took, either. */
+const GATHER_COMPLETIONS_US = 200;
 
 /** What the main thread wants of a queue. */
 export const Stay = {
@@ -155,6 +157,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
   run(): QueueEnd {
     const { ring, device } = this;
     let reaped = 0;
+    let turnUs = 0;
     for (;;) {
       device.receive?.();
       const stay = this.stay();
@@ -166,12 +169,14 @@ export class UblkQueue implements RequestOwner, RingHandler {
       // Results that are still to be handed over may bring new requests.
       if (this.open === 0 && stay === Stay.UNTIL_IDLE && ring.prepared === 0) break;
       if (stay === Stay.UNTIL_IDLE && this.open === 0) ring.enter(0, 0);
-      else ring.gather(this.gathered(reaped), GATHER_US);
+      else ring.gather(this.gathered(reaped), this.open === 0 ? GATHER_US : turnUs);
       this.nowNs = shim.ubiblk_clock_ns();
       const idle = this.open === 0;
       reaped = ring.reap();
       if (idle && this.open === 0) this.gathering.turned(reaped);
-      this.noteEnds(shim.ubiblk_clock_ns());
+      const endNs = shim.ubiblk_clock_ns();
+      this.noteEnds(endNs);
+      turnUs = Math.min((endNs - this.nowNs) / 1000, GATHER_COMPLETIONS_US) | 0;
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
