@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { binary, client } from '../test/e2e/processes.ts';
-import { geometricMean, median, populateMemory, residentBytes } from './measure.ts';
+import { geometricMean, median, PageCacheFiller, residentBytes } from './measure.ts';
 import { type RunningServer, startWith, stop, writeConfig } from './servers.ts';
 
 const mebibyte = 1 << 20;
@@ -112,6 +112,7 @@ export async function autofetchFigures(
   runs: number,
 ): Promise<Figure[]> {
   const figures: Figure[] = [];
+  const filler = new PageCacheFiller(join(folder, 'holes.raw'));
   for (const direct of [false, true]) {
     const ours: number[] = [];
     const copies: number[] = [];
@@ -124,8 +125,8 @@ export async function autofetchFigures(
       for (const side of run % 2 ? sides.toReversed() : sides) {
         // What the one before has left to do, such as discards of the file that was removed.
         execFileSync('sync');
+        filler.fill();
         execFileSync('cat', [image], { stdio: 'ignore' });
-        populateMemory(1.5 * sizeBytes);
         await side();
       }
     }
@@ -139,6 +140,7 @@ export async function autofetchFigures(
       atLeast: 0.9,
     });
   }
+  filler.close();
   return figures;
 }
 

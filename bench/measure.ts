@@ -3,13 +3,13 @@
 import {
   closeSync,
   fdatasyncSync,
+  ftruncateSync,
   openSync,
   readFileSync,
+  readSync,
   rmSync,
-  statfsSync,
-  writeSync,
 } from 'node:fs';
-import { freemem } from 'node:os';
+import { totalmem } from 'node:os';
 import { Child, client, hostProgram } from '../test/e2e/processes.ts';
 import type { Row } from './rows.ts';
 import type { RunningServer } from './servers.ts';
@@ -118,21 +118,39 @@ export async function measureFile(
 }
 
 /**
- * Has so many bytes of free memory there, as far as half of it goes: a virtual machine may have to wait for its host
- * when it uses pages that it has not used lately, and whoever comes first would pay for those who come later.
+ * Fills free memory with page cache, of a file that has nothing on the disk. A virtual machine may have given free
+ * memory back, and waits for its host when it uses it again: whoever came first would pay for those who come later.
+ * What the page cache has is there, and can be had at once.
  */
-export function populateMemory(bytes: number): void {
-  const path = `/dev/shm/ubiblk-bench-${process.pid}`;
-  const { bavail, bsize } = statfsSync('/dev/shm');
-  const wanted = Math.min(bytes, freemem() / 2, (bavail * bsize) / 2);
-  const fd = openSync(path, 'wx', 0o600);
-  try {
-    const part = Buffer.alloc(1 << 20);
-    for (let done = 0; done < wanted; done += part.length) writeSync(fd, part);
-  } finally {
-    closeSync(fd);
-    rmSync(path, { force: true });
+export class PageCacheFiller {
+  private readonly fd: number;
+  private readonly part = Buffer.alloc(4 << 20);
+  private offset = 0;
+
+  /** @param path of the file, which is there until `close` */
+  constructor(private readonly path: string) {
+    this.fd = openSync(path, 'wx+', 0o600);
   }
+
+  fill(): void {
+    // As much as the kernel likes to have free.
+    const enough = totalmem() / 32;
+    // What was read before may be in memory still.
+    const end = this.offset + totalmem();
+    ftruncateSync(this.fd, end);
+    while (this.offset < end && freeBytes() > enough) {
+      this.offset += readSync(this.fd, this.part, 0, this.part.length, this.offset);
+    }
+  }
+
+  close(): void {
+    closeSync(this.fd);
+    rmSync(this.path);
+  }
+}
+
+function freeBytes(): number {
+  return Number(/^MemFree:\s+(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1]) * 1024;
 }
 
 /** What factors are on average. */

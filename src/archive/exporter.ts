@@ -39,7 +39,6 @@ export interface Exported {
 }
 
 const FILE_MODE = 0o600;
-const WRITE_THREADS = 4;
 /** How often what is done is made durable and noted, in milliseconds. */
 const NOTE_MS = 5000;
 /** Of SHA-256 of what is exported. */
@@ -121,7 +120,8 @@ class Exporter {
 
 /** The file that is being written, and the note of which stripes of which archive it has. */
 class PartialImage {
-  private readonly lane = new Lane('export', WRITE_THREADS);
+  /** The page cache of a file takes one write after the other. */
+  private readonly lane = new Lane('export', 1);
   private readonly file: { fd: number; bufferedFd: number; directOffsetAlign: number };
   /** A bit for each stripe that is there. */
   private readonly bits: Uint8Array;

@@ -14,19 +14,21 @@ const PUNCH_HOLE = 0x02 | 0x01;
 /** Ciphered in one go: a fraction of a millisecond of the main thread. */
 const CIPHER_BYTES = 1 << 20;
 const ZERO_BYTES = 1 << 20;
-/** Writes at once. */
+/** Writes at once. Those to a file's page cache come one after the other, and whoever waits spins. */
 const THREADS = 8;
 
 export class DiskTarget implements TargetDisk {
   private canPunch: boolean;
   private zeroes: NativeBuffer | null = null;
-  private readonly lane = new Lane('disk', THREADS);
+  private readonly lane: Lane;
   /** Behind no write. */
   private readonly syncLane = new Lane('sync', 1);
   private readonly syncFd: number;
 
   constructor(private readonly facts: DiskFacts) {
     this.canPunch = facts.canPunch;
+    const { direct, isBlockDevice, writeThrough } = facts;
+    this.lane = new Lane('disk', direct || isBlockDevice || writeThrough ? THREADS : 1);
     this.syncFd = reopen(facts.fd);
   }
 
