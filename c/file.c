@@ -205,6 +205,27 @@ int64_t ubiblk_pwrite(int fd, uint64_t buf, uint64_t length, uint64_t offset)
     return result(pwrite(fd, (const void *)(uintptr_t)buf, length, (off_t)offset));
 }
 
+/* Reads a whole file. Returns its size, of which nothing was read where there is less room. */
+int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    struct stat st;
+    int64_t done = 0, size = fstat(fd, &st) < 0 ? -errno : st.st_size;
+    while (done < size && (uint64_t)size <= room) {
+        ssize_t count = pread(fd, (char *)buf + done, (size_t)(size - done), done);
+        if (count < 0 && errno != EINTR)
+            size = -errno;
+        else if (count == 0)
+            size = done;
+        else if (count > 0)
+            done += count;
+    }
+    close(fd);
+    return size;
+}
+
 int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 {
     return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;

@@ -130,6 +130,8 @@ static int64_t carry_out(const struct job *job)
         return ubiblk_seal(memory);
     case UBIBLK_JOB_UNSEAL:
         return ubiblk_unseal(memory);
+    case UBIBLK_JOB_READ_FILE:
+        return ubiblk_file_read_all((const char *)(uintptr_t)job->offset, memory, job->length);
     default:
         return -EINVAL;
     }

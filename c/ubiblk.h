@@ -70,6 +70,7 @@ UBIBLK_API int ubiblk_fdatasync(int fd);
 UBIBLK_API int ubiblk_file_link(int fd, const char *path);
 UBIBLK_API int64_t ubiblk_file_birth(int fd);
 UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
+int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room);
 int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length);
 
 /* lane.c */
@@ -87,7 +88,8 @@ enum {
     UBIBLK_JOB_SEND_FILE, /* to the socket extra, as much as it has room for */
     UBIBLK_JOB_SYNC_ALL,  /* all of the file's file system */
     UBIBLK_JOB_SEAL,      /* struct ubiblk_seal at the address */
-    UBIBLK_JOB_UNSEAL     /* struct ubiblk_unseal */
+    UBIBLK_JOB_UNSEAL,    /* struct ubiblk_unseal */
+    UBIBLK_JOB_READ_FILE  /* of which the path is at the offset: all of it */
 };
 
 struct ubiblk_done {

@@ -5,6 +5,7 @@ const NAMES = new Map(Object.entries(constants.errno).map(([name, code]) => [cod
 
 export const EPERM = constants.errno.EPERM;
 export const ENOENT = constants.errno.ENOENT;
+export const ENOTDIR = constants.errno.ENOTDIR;
 export const EINTR = constants.errno.EINTR;
 export const EPIPE = constants.errno.EPIPE;
 export const ENXIO = constants.errno.ENXIO;

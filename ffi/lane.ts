@@ -2,6 +2,7 @@
  * Calls on files that may take long, or hang, for the main thread, which must not wait: threads of the
  * shim carry them out. Each lane has threads of its own: what hangs in one holds up nobody in another.
  */
+import { ptr } from 'bun:ffi';
 import type { SocketHandler } from 'bun';
 import { fileError } from './errno.ts';
 import { openLibrary, shim } from './library.ts';
@@ -19,6 +20,7 @@ const SEND_FILE = 8;
 const SYNC_ALL = 9;
 const SEAL = 10;
 const UNSEAL = 11;
+const READ_FILE = 12;
 
 /** Memory that stays until a call on it is done. */
 export interface Part {
@@ -105,6 +107,21 @@ export class Lane {
     return this.call(UNSEAL, -1, { address: job, length: 0 }, 0);
   }
 
+  /**
+   * Reads a whole file.
+   * @returns its size, or -errno; where there is less room, nothing was read
+   */
+  async readFile(path: string, to: Part): Promise<number> {
+    const name = Buffer.from(`${path}\0`);
+    // A thread reads it.
+    names.add(name);
+    try {
+      return await this.call(READ_FILE, -1, to, ptr(name));
+    } finally {
+      names.delete(name);
+    }
+  }
+
   /** What has not been begun ends with -ECANCELED; its threads end when they can. */
   close(): void {
     if (this.handle !== 0) shim.ubiblk_lane_close(this.handle);
@@ -141,6 +158,8 @@ export class Lane {
   }
 }
 
+/** Paths that calls under way need. */
+const names = new Set<Buffer>();
 /** Calls under way, by their tickets. */
 const calls: (PromiseWithResolvers<number> | undefined)[] = [];
 const freeTickets: number[] = [];

@@ -101,6 +101,21 @@ static void sends_what_a_socket_has_room_for(void)
     close(sockets[0]);
 }
 
+/* A file that is too long for its place is left alone. */
+static void reads_a_file_by_its_name(void)
+{
+    uint64_t name = (uintptr_t)path;
+    memset(memory, 6, SIZE);
+    CHECK_EQUAL(pwrite(file, memory, SIZE, 0), SIZE);
+    memset(memory, 0, SIZE);
+    carries_out(UBIBLK_JOB_READ_FILE, -1, SIZE - 1, name, 0, SIZE);
+    CHECK(memory[0] == 0);
+    carries_out(UBIBLK_JOB_READ_FILE, -1, SIZE, name, 0, SIZE);
+    CHECK(memory[0] == 6 && memory[SIZE - 1] == 6);
+    carries_out(UBIBLK_JOB_READ_FILE, -1, SIZE, (uintptr_t) "/tmp/lane_test.nothing", 0, -ENOENT);
+    carries_out(UBIBLK_JOB_READ_FILE, -1, SIZE, (uintptr_t) "/tmp", 0, -EISDIR);
+}
+
 static void tells_what_fails(void)
 {
     carries_out(UBIBLK_JOB_READ, -1, 512, 0, 0, -EBADF);
@@ -230,6 +245,7 @@ int main(void)
     RUN(nor_what_another_thread_of_its_lane_can_do);
     RUN(ends_without_what_it_has_not_begun);
     RUN(sends_what_a_socket_has_room_for);
+    RUN(reads_a_file_by_its_name);
     unlink(path);
     return test_summary();
 }

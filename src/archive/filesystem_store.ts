@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { open, opendir, readFile, rename, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { EAGAIN, errnoName } from '../../ffi/errno.ts';
+import { EAGAIN, ENOENT, ENOTDIR, errnoName } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
@@ -63,24 +63,13 @@ export class FilesystemStore implements ObjectStore {
     }
   }
 
-  async fetch(name: string, to: StripeBuffer): Promise<number | null> {
-    const file = await this.openObject(name);
-    if (!file) return null;
-    try {
-      const { size } = await file.stat();
-      if (size > to.bytes.length) throw new UserError(tooLong(this.at(name), size, to));
-      let done = 0;
-      while (done < size) {
-        const part = { address: to.address + done, length: size - done };
-        const count = await this.lane.read(file.fd, part, done);
-        if (count < 0) throw this.failure('read', name, systemError(count));
-        if (count === 0) break;
-        done += count;
-      }
-      return done;
-    } finally {
-      await file.close();
-    }
+  async fetch(name: string, { address, bytes }: StripeBuffer): Promise<number | null> {
+    const path = this.at(name);
+    const size = await this.lane.readFile(path, { address, length: bytes.length });
+    if (size === -ENOENT || size === -ENOTDIR) return null;
+    if (size < 0) throw this.failure('read', name, systemError(size));
+    if (size > bytes.length) throw new UserError(tooLong(path, size, bytes.length));
+    return size;
   }
 
   async put(name: string, { address, bytes }: StripeBuffer): Promise<void> {
@@ -190,15 +179,6 @@ export class FilesystemStore implements ObjectStore {
     }
   }
 
-  private async openObject(name: string) {
-    try {
-      return await open(this.at(name), 'r');
-    } catch (error) {
-      if (isMissing(error)) return null;
-      throw this.failure('read', name, error);
-    }
-  }
-
   /** One call for all objects: a sync of each would cost more than to write it. */
   private async syncAll(): Promise<void> {
     const result = await this.lane.syncAll(this.syncFd);
@@ -287,6 +267,6 @@ function isMissing(error: unknown): boolean {
   return code === 'ENOENT' || code === 'ENOTDIR';
 }
 
-function tooLong(path: string, size: number, { bytes }: StripeBuffer): string {
-  return `'${path}' has ${size} bytes, more than the ${bytes.length} that a stripe takes: it is damaged`;
+function tooLong(path: string, size: number, most: number): string {
+  return `'${path}' has ${size} bytes, more than the ${most} that a stripe takes: it is damaged`;
 }

@@ -1,9 +1,9 @@
 /** Calls on files by threads of the shim: results come back to whoever asked, and lanes don't wait for each other. */
 import { afterAll, expect, test } from 'bun:test';
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { EBADF, ENODATA } from '../../ffi/errno.ts';
+import { EBADF, ENODATA, ENOENT } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
@@ -52,6 +52,19 @@ test('a hole is told, not read', async () => {
   expect(await lane.readData(empty, part(0), 0)).toBe(-ENODATA);
   expect(await lane.closeFile(empty)).toBe(0);
   expect(await lane.closeFile(empty)).toBe(-EBADF);
+  lane.close();
+});
+
+test('a file is read by its name, where there is room for it', async () => {
+  const lane = new Lane('test', 2);
+  const path = join(folder, 'named');
+  writeFileSync(path, new Uint8Array(BLOCK).fill(7));
+  bytes.fill(0, 0, 2 * BLOCK);
+  expect(await lane.readFile(path, { address: memory.address, length: 100 })).toBe(BLOCK);
+  expect(bytes[0]).toBe(0);
+  expect(await lane.readFile(path, { address: memory.address, length: 2 * BLOCK })).toBe(BLOCK);
+  expect(bytes.subarray(0, BLOCK + 1).indexOf(0)).toBe(BLOCK);
+  expect(await lane.readFile(`${path}.none`, part(0))).toBe(-ENOENT);
   lane.close();
 });
 
