@@ -75,10 +75,8 @@ export type QueueEnd = 'device ended' | 'left';
 const MOST_GATHERED = 16;
 /** One out of so many that the disk has. */
 const GATHERED_PART = 4;
-/** What gathering requests may take, in microseconds. */
-const GATHER_US = 100;
-/** And completions: no longer than the last turn took, either. */
-const GATHER_COMPLETIONS_US = 200;
+/** What gathering may take, in microseconds; that of completions no longer than the last turn took, either. */
+const GATHER_US = 200;
 
 /** What the main thread wants of a queue. */
 export const Stay = {
@@ -176,7 +174,7 @@ export class UblkQueue implements RequestOwner, RingHandler {
       if (idle && this.open === 0) this.gathering.turned(reaped);
       const endNs = shim.ubiblk_clock_ns();
       this.noteEnds(endNs);
-      turnUs = Math.min((endNs - this.nowNs) / 1000, GATHER_COMPLETIONS_US) | 0;
+      turnUs = Math.min((endNs - this.nowNs) / 1000, GATHER_US) | 0;
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
