@@ -81,7 +81,9 @@ export class Archive {
       }
       const index = named(store, name, () => {
         checkDigest(bytes, parsed);
-        return hmacKey ? parseMapping(bytes, hmacKey, xts) : parseJsonIndex(bytes);
+        const read = hmacKey ? parseMapping(bytes, hmacKey, xts) : parseJsonIndex(bytes);
+        checkStripes(read, parsed);
+        return read;
       });
       // A description that was replaced since may have other keys.
       const now = await store.get(DESCRIPTION_NAME);
@@ -173,6 +175,13 @@ function checkDigest(bytes: Uint8Array, { indexDigests }: Description): void {
   if (indexDigests === null || indexDigests.includes(sha256Hex(bytes))) return;
   throw new ArchiveError(
     `was changed, or is damaged: its SHA-256 is none that '${DESCRIPTION_NAME}' names`,
+  );
+}
+
+function checkStripes({ stripes }: StripeIndex, { diskBytes, stripeSectors }: Description): void {
+  if (diskBytes === undefined || (stripes - 1) * stripeSectors * 512 < diskBytes) return;
+  throw new ArchiveError(
+    `lists stripe ${stripes - 1}, behind the end of a disk of ${diskBytes} bytes`,
   );
 }
 

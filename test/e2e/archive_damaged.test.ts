@@ -114,15 +114,28 @@ test('an index of another run is not taken for this one: format 1, encrypted', a
   expect(stderr).toMatch(/'stripe-hashes.json' of the archive in .* was changed, or is damaged/);
 });
 
-test('a path in the place of a hash is refused', async () => {
-  await using bed = new Bed();
-  const { target, folder } = await prepare(bed, []);
+/** As an older run, which knows no digest of the index, would have left it. */
+function replaceIndex(folder: string, index: Record<string, string>): void {
   const description = JSON.parse(readFileSync(join(folder, 'metadata.json'), 'utf8'));
   const { check: _, index_sha256: __, ...older } = description;
   writeFileSync(join(folder, 'metadata.json'), JSON.stringify(older));
-  writeFileSync(join(folder, 'stripe-hashes.json'), '{"0":"../../../../etc/passwd"}');
+  writeFileSync(join(folder, 'stripe-hashes.json'), JSON.stringify(index));
+}
+
+test('a path in the place of a hash is refused', async () => {
+  await using bed = new Bed();
+  const { target, folder } = await prepare(bed, []);
+  replaceIndex(folder, { 0: '../../../../etc/passwd' });
   const { stderr } = await archive(bed, ['export', ...target, bed.path('x')], { expect: 1 });
   expect(stderr).toMatch(/stripe 0 something else than 64 lower-case hexadecimal digits/);
+});
+
+test('a stripe behind the end of the disk is refused', async () => {
+  await using bed = new Bed();
+  const { target, folder } = await prepare(bed, []);
+  replaceIndex(folder, { 1_000_000: '00'.repeat(32) });
+  const { stderr } = await archive(bed, ['verify', ...target], { expect: 1 });
+  expect(stderr).toMatch(/lists stripe 1000000, behind the end of a disk of \d+ bytes/);
 });
 
 const other = { ...archiveKek, key: Buffer.alloc(32, 1).toString('base64') };
