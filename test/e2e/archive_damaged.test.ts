@@ -133,7 +133,7 @@ test('a path in the place of a hash is refused', async () => {
 test('a stripe behind the end of the disk is refused', async () => {
   await using bed = new Bed();
   const { target, folder } = await prepare(bed, []);
-  replaceIndex(folder, { 1_000_000: '00'.repeat(32) });
+  replaceIndex(folder, { 1000000: '00'.repeat(32) });
   const { stderr } = await archive(bed, ['verify', ...target], { expect: 1 });
   expect(stderr).toMatch(/lists stripe 1000000, behind the end of a disk of \d+ bytes/);
 });
