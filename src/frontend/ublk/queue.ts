@@ -174,7 +174,8 @@ export class UblkQueue implements RequestOwner, RingHandler {
       if (idle && this.open === 0) this.gathering.turned(reaped);
       const endNs = shim.ubiblk_clock_ns();
       this.noteEnds(endNs);
-      turnUs = Math.min((endNs - this.nowNs) / 1000, GATHER_US) | 0;
+      // The clock may have been set back while the host slept.
+      turnUs = Math.max(0, Math.min((endNs - this.nowNs) / 1000, GATHER_US)) | 0;
     }
     const end = this.held === 0 ? 'device ended' : 'left';
     // Results are handed over; what comes instead is left.
