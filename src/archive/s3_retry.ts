@@ -25,6 +25,8 @@ const CODES = new Set([
 ]);
 /** Of the SDK itself: nothing was sent. */
 const LOCAL = /Credentials|Region is missing|profile|Could not load|Token is expired|Invalid URL/i;
+/** Of TLS: the server is not who it must be. */
+const UNTRUSTED = /CERT|UNABLE_TO_VERIFY/;
 
 /** What the SDK throws, as far as it is looked at. */
 export interface ServiceError extends Error {
@@ -40,6 +42,7 @@ export function statusOf({ $metadata, $response }: ServiceError): number | undef
 export function mayBeTriedAgain(error: ServiceError): boolean {
   const status = statusOf(error);
   if (CODES.has(error.name)) return true;
+  if (UNTRUSTED.test(error.code ?? '')) return false;
   // An answer of 200 whose body was cut or damaged.
   if (status === undefined || status < 300) return !LOCAL.test(`${error.name} ${error.message}`);
   return STATUSES.has(status);
@@ -83,6 +86,9 @@ export function failureOf(
 
 function remedyFor(status: number | undefined, code: string): string {
   if (status === 401 || status === 403) return '; check the credentials and their permissions';
+  if (UNTRUSTED.test(code)) {
+    return '; if its certificate is to be trusted, name the file of who issued it in NODE_EXTRA_CA_CERTS';
+  }
   if (code === 'NoSuchBucket') return "; check 'bucket', 'region' and 'endpoint'";
   if (status === 301 || status === 307) return "; check 'region' and 'endpoint'";
   if (status === 429 || status === 503) return "; lower 'connections', or try again later";

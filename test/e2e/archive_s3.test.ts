@@ -1,6 +1,8 @@
 /** Archives in S3: a server of another maker, and one in front of it that fails in every way. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from 'bun:test';
 import { existsSync, readFileSync } from 'node:fs';
+import { type AddressInfo, connect } from 'node:net';
+import { createServer } from 'node:tls';
 import {
   archive,
   archivedDisk,
@@ -188,6 +190,36 @@ test('credentials come from the environment, or a profile, where the configurati
   const more = { AWS_SHARED_CREDENTIALS_FILE: file, HOME: bed.folder };
   await bed.run([binary, 'archive', 'list', ...profile], { env: more });
   expect(authorization()).toContain('Credential=FROMPROFILE/');
+});
+
+test('a server with TLS is asked where its certificate is known, and where it is not, that is said at once', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  const [key, cert] = [bed.path('key.pem'), bed.path('cert.pem')];
+  const self = ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=s3', '-days', '2'];
+  const names = ['-addext', 'subjectAltName=IP:127.0.0.1'];
+  await bed.run(['openssl', ...self, ...names, '-keyout', key, '-out', cert]);
+  const identity = { key: readFileSync(key), cert: readFileSync(cert) };
+  const server = createServer(identity, (socket) => {
+    const behind = connect(Number(new URL(s3.url).port), '127.0.0.1');
+    socket.on('error', () => behind.destroy());
+    socket.pipe(behind).pipe(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  using stack = new DisposableStack();
+  stack.defer(() => server.close());
+  const endpoint = `https://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const place = { ...prepared.place, endpoint };
+  const target = ['--target-config', targetConfig(bed, place)];
+  const create = [binary, 'archive', '--config', prepared.config, ...target, '--quiet'];
+  const refused = await bed.run(create, { expect: 1 });
+  expect(refused.stderr.text).toMatch(
+    /failed: DEPTH_ZERO_SELF_SIGNED_CERT: .*; .* name the file of who issued it in NODE_EXTRA_CA_CERTS$/m,
+  );
+  const env = { NODE_EXTRA_CA_CERTS: cert };
+  await bed.run(create, { env });
+  await bed.run([binary, 'archive', 'export', ...target, bed.path('exported.raw')], { env });
+  await bed.run(['cmp', prepared.image, bed.path('exported.raw')]);
 });
 
 test('credentials that a KEK wraps, a session token, and parts of paths for addresses', async () => {
