@@ -312,7 +312,7 @@ done > threads.txt
 
 step what it answers
 [[ $("$ubiblk" rpc /run/rpc.sock version --json) == '{"version":'* ]]
-[[ $("$ubiblk" rpc /run/rpc.sock status --json) == '{"status":null}' ]]
+[[ $("$ubiblk" rpc /run/rpc.sock status --json) == '{"device":{'*'"frontend":"ublk"'*'"status":null}' ]]
 [[ $("$ubiblk" rpc /run/rpc.sock queues --json) == '{"queues":[[],[]]}' ]]
 
 step a request that waits for its disk
