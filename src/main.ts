@@ -53,7 +53,7 @@ async function runCommand({ command, program }: Target, argv: readonly string[])
   }
   errorLog = logSettings(args, process.env, command.defaultLogLevel);
   const module = await command.load();
-  return module.run(args, new Log(errorLog, logName));
+  return module.run(args, new Log(errorLog, logName), program);
 }
 
 /** Tells the user of whatever ended the command. @returns the exit status */

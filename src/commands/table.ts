@@ -21,8 +21,13 @@ export interface ProgramName {
 }
 
 export interface CommandModule {
-  /** Runs the command. @returns the exit status @throws UserError or UsageError */
-  run(args: Arguments, log: Log): Promise<number>;
+  /**
+   * Runs the command.
+   * @param program the name of the reference system's that it was called by, if it was
+   * @returns the exit status
+   * @throws UserError or UsageError
+   */
+  run(args: Arguments, log: Log, program?: ProgramName): Promise<number>;
 }
 
 export interface CommandSpec {
@@ -192,24 +197,38 @@ export const commands: readonly CommandSpec[] = [
   },
   {
     name: 'probe',
-    summary: 'Use a served disk as a virtual machine would: check and measure it',
-    programs: [],
+    summary: 'Use a served disk as a virtual machine would: look, copy, verify, check, measure',
+    programs: [{ name: 'vhost-frontend', displayName: 'vhost-user-blk frontend' }],
     options: [
-      { long: 'socket', value: 'PATH', summary: "The server's vhost-user socket" },
+      { long: 'socket', short: 's', value: 'PATH', summary: "The server's vhost-user socket" },
+      {
+        long: 'stage',
+        value: 'STAGE',
+        summary: 'setup, config, memory, virtqueue, copy (0 to 4), verify, check, bench',
+      },
+      { long: 'output', short: 'o', value: 'FILE', summary: 'Copy the disk into this file' },
+      { long: 'verify', value: 'FILE', summary: 'Compare the disk with this file' },
       {
         long: 'write',
         summary: 'Overwrite the start of the disk (--size bytes); else nothing is written',
       },
-      { long: 'size', value: 'SIZE', summary: 'How much of the disk to use, from its start (64M)' },
-      { long: 'depth', value: 'N', summary: 'Requests in flight, 1 to 256 (32)' },
+      {
+        long: 'size',
+        value: 'SIZE',
+        summary: 'How much of the disk to use, from its start (64M; copies: all)',
+      },
+      { long: 'depth', value: 'N', summary: 'Requests in flight on each queue, 1 to 256 (32)' },
+      { long: 'queues', value: 'N', summary: 'Queues in use, 1 to 64 (1)' },
       { long: 'huge-pages', summary: 'Use memory of huge pages, as virtual machines may' },
       { long: 'seconds', value: 'S', summary: 'How long each measurement takes (2)' },
       { long: 'timeout', value: 'S', summary: 'How long to wait for any one answer (10)' },
-      { long: 'json', summary: 'Print one JSON object instead of lines' },
+      jsonOption,
     ],
     examples: [
       'ubiblk probe --socket /run/vm7/vhost.sock',
-      'ubiblk probe --socket /tmp/test.sock --write --size 1G --depth 64',
+      'ubiblk probe --socket /run/vm7/vhost.sock --stage config',
+      'ubiblk probe --socket /run/vm7/vhost.sock --output copy.raw',
+      'ubiblk probe --socket /tmp/test.sock --write --size 1G --depth 64 --queues 2',
     ],
     defaultLogLevel: 'warn',
     docs: 'docs/probe.md',

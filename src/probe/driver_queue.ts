@@ -152,8 +152,14 @@ function aligned(bytes: number): number {
 /** The two event descriptors of a queue. */
 export class QueueEvents {
   readonly kickFd = shim.ubiblk_eventfd();
-  readonly callFd = shim.ubiblk_eventfd();
-  private readonly polled = Int32Array.of(this.callFd, -1);
+  readonly callFd: number;
+  private readonly polled: Int32Array;
+
+  /** @param sharedCallFd another queue's interrupt, which is to be this one's, too */
+  constructor(private readonly sharedCallFd?: number) {
+    this.callFd = sharedCallFd ?? shim.ubiblk_eventfd();
+    this.polled = Int32Array.of(this.callFd, -1);
+  }
 
   kick(): void {
     shim.ubiblk_eventfd_signal(this.kickFd);
@@ -180,6 +186,6 @@ export class QueueEvents {
 
   close(): void {
     shim.ubiblk_close(this.kickFd);
-    shim.ubiblk_close(this.callFd);
+    if (this.sharedCallFd === undefined) shim.ubiblk_close(this.callFd);
   }
 }

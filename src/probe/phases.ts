@@ -1,8 +1,9 @@
 /** What a probe does with a disk once it is connected: checks bytes, and measures. */
 import { UserError } from '../errors.ts';
 import { LatencyHistogram } from '../latency_histogram.ts';
-import { type BlockClient, T_IN, T_OUT } from './block_client.ts';
+import type { BlockClient } from './block_client.ts';
 import { fillPattern, findDifference } from './pattern.ts';
+import { T_IN, T_OUT } from './slot.ts';
 
 const RANDOM_BYTES = 4096;
 /** What a buffer holds before it is read into: bytes that the device leaves out are found. */
@@ -11,36 +12,45 @@ const POISON = 0xa5;
 export interface Measurement {
   name: string;
   requestBytes: number;
+  /** Requests in flight on all queues together. */
   depth: number;
   requests: number;
   seconds: number;
   iops: number;
   bytesPerSecond: number;
+  /** Latencies in microseconds, from the moment that a request is put into its queue. */
   meanUs: number;
+  p50Us: number;
+  p90Us: number;
   p99Us: number;
+  p999Us: number;
+  maxUs: number;
 }
 
 /** Chunks of a span, one after the other. */
 function* chunks(
-  spanBytes: number,
+  startBytes: number,
+  endBytes: number,
   chunkBytes: number,
 ): Generator<[offset: number, length: number]> {
-  for (let at = 0; at < spanBytes; at += chunkBytes) {
-    yield [at, Math.min(chunkBytes, spanBytes - at)];
+  for (let at = startBytes; at < endBytes; at += chunkBytes) {
+    yield [at, Math.min(chunkBytes, endBytes - at)];
   }
 }
 
-/** Runs a request of `type` over each chunk of the span. */
+/** What `sweep` does with the bytes of a chunk. */
+type ChunkWork = (bytes: Uint8Array, offset: number) => void;
+
+/** Runs a request of `type` over each chunk of a span. */
 function sweep(
   client: BlockClient,
   type: number,
-  spanBytes: number,
-  depth: number,
-  before: (bytes: Uint8Array, offset: number) => void,
-  after: (bytes: Uint8Array, offset: number) => void,
+  [startBytes, endBytes]: readonly [number, number],
+  before: ChunkWork,
+  after: ChunkWork,
 ): void {
-  const todo = chunks(spanBytes, client.transferBytes);
-  const places = Array.from({ length: depth }, () => [0, 0]);
+  const todo = chunks(startBytes, endBytes, client.transferBytes);
+  const places = Array.from({ length: client.slotCount }, () => [0, 0]);
   const bytesOf = (slot: number) => client.data(slot).subarray(0, places[slot][1]);
   client.run({
     next(slot) {
@@ -59,20 +69,29 @@ function sweep(
 }
 
 /**
+ * Reads a span of the disk, as many requests at once as the client has room for, in no order.
+ * @param span its first byte and the one behind its last; multiples of the disk's blocks
+ * @param take gets each piece; its memory is used again afterwards
+ * @throws UserError where a request fails
+ */
+export function readSpan(
+  client: BlockClient,
+  span: readonly [startBytes: number, endBytes: number],
+  take: (bytes: Uint8Array, offset: number) => void,
+): void {
+  sweep(client, T_IN, span, poison, take);
+}
+
+/**
  * Writes a pattern over the span, flushes, and reads every byte of it back.
  * @throws UserError where a byte differs
  */
-export function writeAndCompare(
-  client: BlockClient,
-  spanBytes: number,
-  depth: number,
-  seed: number,
-): void {
+export function writeAndCompare(client: BlockClient, spanBytes: number, seed: number): void {
   const nothing = () => {};
   const fill = (bytes: Uint8Array, at: number) => fillPattern(wordsOf(bytes), at, seed);
-  sweep(client, T_OUT, spanBytes, depth, fill, nothing);
+  sweep(client, T_OUT, [0, spanBytes], fill, nothing);
   client.flush();
-  sweep(client, T_IN, spanBytes, depth, poison, (bytes, offset) => {
+  readSpan(client, [0, spanBytes], (bytes, offset) => {
     const at = findDifference(wordsOf(bytes), offset, seed);
     if (at < 0) return;
     const got = bytes[at];
@@ -88,12 +107,12 @@ export function writeAndCompare(
  * Reads the span twice: a disk that nobody writes must say the same both times.
  * @throws UserError where it doesn't
  */
-export function readTwice(client: BlockClient, spanBytes: number, depth: number): void {
+export function readTwice(client: BlockClient, spanBytes: number): void {
   const hashes = new Map<number, number | bigint>();
-  sweep(client, T_IN, spanBytes, depth, poison, (bytes, offset) => {
+  readSpan(client, [0, spanBytes], (bytes, offset) => {
     hashes.set(offset, Bun.hash(bytes));
   });
-  sweep(client, T_IN, spanBytes, depth, poison, (bytes, offset) => {
+  readSpan(client, [0, spanBytes], (bytes, offset) => {
     if (hashes.get(offset) === Bun.hash(bytes)) return;
     throw new UserError(
       `the disk returned different data when it was read again, within ${bytes.length} bytes at ` +
@@ -107,13 +126,13 @@ export interface MeasureOptions {
   write: boolean;
   random: boolean;
   spanBytes: number;
-  depth: number;
   durationS: number;
 }
 
-/** Requests for a while, as many at once as the depth says. @throws UserError */
+/** Requests for a while, as many at once as the client has room for. @throws UserError */
 export function measure(client: BlockClient, options: MeasureOptions): Measurement {
-  const { name, write, random, spanBytes, depth, durationS } = options;
+  const { name, write, random, spanBytes, durationS } = options;
+  const depth = client.slotCount;
   const requestBytes = Math.min(random ? RANDOM_BYTES : client.transferBytes, spanBytes);
   const blocks = Math.floor(spanBytes / requestBytes);
   const type = write ? T_OUT : T_IN;
@@ -146,7 +165,11 @@ export function measure(client: BlockClient, options: MeasureOptions): Measureme
     iops: requests / seconds,
     bytesPerSecond: (requests * requestBytes) / seconds,
     meanUs: latencies.meanUs,
+    p50Us: latencies.percentileUs(0.5),
+    p90Us: latencies.percentileUs(0.9),
     p99Us: latencies.percentileUs(0.99),
+    p999Us: latencies.percentileUs(0.999),
+    maxUs: latencies.maxUs,
   };
 }
 
@@ -158,6 +181,7 @@ function wordsOf(bytes: Uint8Array): Uint32Array {
   return new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
 }
 
-function hexByte(byte: number): string {
+/** `0x0f` */
+export function hexByte(byte: number): string {
   return `0x${byte.toString(16).padStart(2, '0')}`;
 }

@@ -1,21 +1,28 @@
 /** A probe's findings, for people and for programs. */
-
 import { sizeText } from '../size_text.ts';
-import type { DeviceDescription } from './block_client.ts';
+import type { BlockClient } from './block_client.ts';
 import { protocolFeatureNames, virtioFeatureNames } from './features.ts';
+import type { HostFacts } from './host_facts.ts';
+import type { DeviceDescription, Negotiation } from './negotiation.ts';
 import type { Measurement } from './phases.ts';
 
 const MIB = 1024 * 1024;
 
-/** The features and the configuration space. */
-export function deviceLines(device: DeviceDescription, id: string): string {
+/** Features offered, by name. */
+export function featureLines({ features, protocolFeatures }: Negotiation): string {
+  return rows([
+    ['features', virtioFeatureNames(features).join(' ')],
+    ['protocol features', protocolFeatureNames(protocolFeatures).join(' ')],
+  ]);
+}
+
+/** The configuration space. */
+export function configLines(device: DeviceDescription): string {
   const segments =
     device.segmentsMax === null && device.segmentBytesMax === null
       ? 'any number and size'
       : `up to ${device.segmentsMax ?? 'any number'} of ${sizeText(device.segmentBytesMax)}`;
   return rows([
-    ['features', virtioFeatureNames(device.features).join(' ')],
-    ['protocol features', protocolFeatureNames(device.protocolFeatures).join(' ')],
     ['capacity', `${sizeText(device.capacityBytes)}${device.readOnly ? ', read-only' : ''}`],
     [
       'blocks',
@@ -26,6 +33,19 @@ export function deviceLines(device: DeviceDescription, id: string): string {
     ['queues', String(device.queues)],
     ['segments', segments],
     ['cache', device.writeback ? 'write-back' : 'write-through'],
+  ]);
+}
+
+/** The memory that the server has taken. */
+export function memoryLine({ memoryBytes }: BlockClient): string {
+  return rows([['memory', `${sizeText(memoryBytes)}, shared`]]);
+}
+
+/** The queues that the server has taken, and the id that it has told over them. */
+export function queueLines(queues: number, depth: number, id: string): string {
+  const used = queues === 1 ? 'queue 0' : `queues 0 to ${queues - 1}, each`;
+  return rows([
+    ['in use', `${used} with up to ${depth} requests in flight`],
     ['id', id === '' ? '(empty)' : `'${id}'`],
   ]);
 }
@@ -33,27 +53,39 @@ export function deviceLines(device: DeviceDescription, id: string): string {
 export function measurementLine(m: Measurement): string {
   const request = `${sizeText(m.requestBytes)}, depth ${m.depth}`;
   const rate = `${Math.round(m.iops)} IOPS, ${(m.bytesPerSecond / MIB).toFixed(0)} MiB/s`;
-  const latency = `mean ${m.meanUs.toFixed(1)} us, p99 ${m.p99Us.toFixed(1)} us`;
+  const us = (value: number) => value.toFixed(1);
+  const latency =
+    `mean ${us(m.meanUs)} us, p50 ${us(m.p50Us)}, p90 ${us(m.p90Us)}, p99 ${us(m.p99Us)}, ` +
+    `p99.9 ${us(m.p999Us)}, max ${us(m.maxUs)}`;
   return rows([[m.name, `${request}: ${rate}, ${latency}`]]);
 }
 
+/** What a probe has found so far; what its stage doesn't reach is left out. */
+export interface Findings {
+  socket: string;
+  stage: string;
+  agreed: Negotiation;
+  device?: DeviceDescription;
+  memoryBytes?: number;
+  inUse?: { queues: number; depth: number };
+  id?: string;
+  copied?: { file: string; bytes: number; writtenBytes: number };
+  verified?: { file: string; bytes: number };
+  checked?: { bytes: number; written: boolean };
+  measurements?: Measurement[];
+  host?: HostFacts;
+}
+
 /** What `--json` prints. */
-export function jsonReport(
-  socket: string,
-  device: DeviceDescription,
-  id: string,
-  checked: { bytes: number; written: boolean },
-  measurements: readonly Measurement[],
-): string {
-  const { features, protocolFeatures, ...fields } = device;
+export function jsonReport(findings: Findings): string {
+  const { socket, stage, agreed, device, ...more } = findings;
   const report = {
     socket,
-    features: virtioFeatureNames(features),
-    protocolFeatures: protocolFeatureNames(protocolFeatures),
-    ...fields,
-    id,
-    checked,
-    measurements,
+    stage,
+    features: virtioFeatureNames(agreed.features),
+    protocolFeatures: protocolFeatureNames(agreed.protocolFeatures),
+    ...device,
+    ...more,
   };
   return `${JSON.stringify(report, null, 2)}\n`;
 }

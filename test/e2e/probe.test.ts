@@ -1,8 +1,24 @@
 /** `ubiblk probe` on servers that do well, badly, or nothing. */
 import { expect, test } from 'bun:test';
-import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { watch } from 'node:fs/promises';
 import { createServer } from 'node:net';
-import { binary } from './processes.ts';
+import { cpus, release } from 'node:os';
+import { dirname } from 'node:path';
+import { type CommandSpec, commands } from '../../src/commands/table.ts';
+import { binary, type Child, client } from './processes.ts';
 import { Bed, need, testWith } from './support.ts';
 
 const MIB = 1 << 20;
@@ -31,7 +47,9 @@ for (const engine of ['io_uring', 'sync']) {
     expect(stdout.text).toContain("id                 'probed'\n");
     expect(stdout.text).toContain('5 MiB written, flushed, read back: every byte the same');
     expect(
-      stdout.text.match(/: \d+ IOPS, \d+ MiB\/s, mean [\d.]+ us, p99 [\d.]+ us$/gm)?.length,
+      stdout.text.match(
+        /: \d+ IOPS, \d+ MiB\/s, mean [\d.]+ us, p50 .*, p99 [\d.]+, .*max [\d.]+$/gm,
+      )?.length,
     ).toBe(4);
     const after = bytesOf(disk, 64 * MIB);
     expect(after.subarray(5 * MIB).equals(before.subarray(5 * MIB))).toBe(true);
@@ -121,6 +139,8 @@ test('what the disk can not do is said in a sentence', async () => {
   const server = await bed.serve(disk);
   const readOnly = await probe(bed, server.socket, ['--write'], 1);
   expect(readOnly.stderr.text).toContain('the disk is read-only; leave --write out');
+  const queues = await probe(bed, server.socket, ['--queues', '2'], 1);
+  expect(queues.stderr.text).toContain('the disk has only one queue, not 2');
   const small = await probe(bed, server.socket, ['--size', '2M'], 1);
   expect(small.stderr.text).toContain(`the disk has only ${MIB} bytes; give a smaller --size`);
   await probe(bed, server.socket);
@@ -164,6 +184,16 @@ test.each([
   [['--socket', 'x', '--seconds', '0'], /--seconds must be a number from 0.1 to 3600/],
   [['--socket', 'x', '--timeout', '1e1'], /--timeout must be a number/],
   [['--socket', 'x', '--size', '1000'], /--size must be a multiple of 512/],
+  [['--socket', 'x', '--queues', '65'], /--queues must be a whole number from 1 to 64/],
+  [
+    ['--socket', 'x', '--stage', '5'],
+    /--stage must be one of setup, .*, or a number from 0 to 4, not '5'/,
+  ],
+  [['--socket', 'x', '--stage', 'copy'], /stage 'copy' needs '--output FILE'/],
+  [['--socket', 'x', '--stage', 'verify'], /stage 'verify' needs '--verify FILE'/],
+  [['--socket', 'x', '--stage', '1', '--output', 'y'], /'--output' is not for stage 'config'/],
+  [['--socket', 'x', '--output', 'y', '--write'], /'--write' is not for stage 'copy'/],
+  [['--socket', 'x', '--output', ''], /'--output' needs a path that is not empty/],
 ])('wrong arguments %j', async (more, sentence) => {
   await using bed = new Bed();
   const { stderr } = await bed.run([binary, 'probe', ...more], { expect: 2 });
@@ -172,7 +202,174 @@ test.each([
 
 test('the page names every option', () => {
   const page = readFileSync('docs/probe.md', 'utf8');
-  for (const option of ['socket', 'write', 'size', 'depth', 'seconds', 'timeout', 'json']) {
-    expect(page).toContain(`\`--${option}`);
-  }
+  const { options } = commands.find(({ name }) => name === 'probe') as CommandSpec;
+  expect(options.map(({ long }) => long).filter((long) => !page.includes(`\`--${long}`))).toEqual(
+    [],
+  );
 });
+
+/** What each stage adds to the JSON object, and to the lines. */
+const stages = [
+  ['setup', ['socket', 'stage', 'features', 'protocolFeatures'], /^protocol features/m],
+  ['config', ['capacityBytes', 'readOnly', 'logicalBlockBytes', 'queues'], /^capacity +5 MiB$/m],
+  ['memory', ['memoryBytes'], /^memory +.* shared$/m],
+  ['virtqueue', ['inUse', 'id'], /^in use +queues 0 to 1, each with up to 4 requests in flight$/m],
+  ['check', ['checked'], /^checked +5 MiB read twice/m],
+] as const;
+
+test('a stage does what the ones before it do, and no more, by its name or number', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk({ sizeBytes: 5 * MIB }), { num_queues: 2 });
+  const argv = [binary, 'probe', '-s', server.socket, '--queues', '2', '--depth', '4'];
+  for (const [number, [stage]] of stages.entries()) {
+    const names = number < 4 ? [stage, String(number)] : [stage];
+    for (const name of names) {
+      const json = await bed.run([...argv, '--stage', name, '--json']);
+      const report = JSON.parse(json.stdout.text);
+      expect(report.stage).toBe(stage);
+      stages.forEach(([, fields], at) => {
+        for (const field of fields) expect(field in report).toBe(at <= number);
+      });
+    }
+    const { stdout } = await bed.run([...argv, '--stage', stage]);
+    stages.forEach(([, , line], at) => {
+      if (at <= number) expect(stdout.text).toMatch(line);
+      else expect(stdout.text).not.toMatch(line);
+    });
+  }
+  await bed.stop(server);
+}, 60_000);
+
+for (const [queues, depth, kind] of [
+  [1, 1, 'ubiblk'],
+  [3, 16, 'ubiblk'],
+  [2, 8, 'qemu'],
+] as const) {
+  test(`a disk is copied to its last sector, and verified: ${queues}x${depth}, ${kind}`, async () => {
+    await using bed = new Bed();
+    // Not a whole number of requests; zeroes in the middle.
+    const sizeBytes = 70 * MIB + 7 * 512;
+    const disk = bed.disk({ sizeBytes });
+    bed.fill(disk, 20 * MIB + 512);
+    await bed.run([
+      'dd',
+      'if=/dev/urandom',
+      `of=${disk}`,
+      'conv=notrunc',
+      'bs=512',
+      'count=9',
+      `seek=${sizeBytes / 512 - 9}`,
+    ]);
+    const socket = bed.path('disk.sock');
+    const server =
+      kind === 'qemu'
+        ? bed.spawn([
+            ...[client('qemu-storage-daemon'), '--blockdev'],
+            ...[`driver=file,node-name=f,filename=${disk},read-only=on`, '--export'],
+            `type=vhost-user-blk,id=e,node-name=f,num-queues=${queues},addr.type=unix,addr.path=${socket}`,
+          ])
+        : (await bed.serve(disk, { num_queues: queues, socket })).child;
+    await appeared(socket, server);
+    const copy = bed.path('copy.raw');
+    const load = ['--queues', String(queues), '--depth', String(depth)];
+    const argv = [binary, 'probe', '--socket', socket, ...load];
+    const { stdout } = await bed.run([...argv, '--output', copy]);
+    expect(stdout.text).toMatch(/^copied +70.0 MiB to '.*', 20.\d MiB of them not zeroes$/m);
+    expect(statSync(copy).mode & 0o777).toBe(0o600);
+    expect(statSync(copy).blocks * 512).toBeLessThan(30 * MIB);
+    await bed.run(['cmp', disk, copy]);
+    const verified = await bed.run([...argv, '--verify', disk]);
+    expect(verified.stdout.text).toMatch(/^verified +70.0 MiB: every byte as in '/m);
+
+    // One byte, in the last sector.
+    const fd = openSync(copy, 'r+');
+    const last = bytesOf(copy, sizeBytes)[sizeBytes - 1];
+    writeSync(fd, Buffer.of(last ^ 0xff), 0, 1, sizeBytes - 1);
+    closeSync(fd);
+    const differs = await bed.run([...argv, '--verify', copy], { expect: 1 });
+    expect(differs.stderr.text).toContain(
+      `differs from '${copy}': at offset ${sizeBytes - 1} it has 0x`,
+    );
+    const same = await bed.run([...argv, '--verify', copy, '--size', '70M']);
+    expect(same.stdout.text).toContain('70 MiB: every byte as in');
+    truncateSync(copy, sizeBytes - 512);
+    const shorter = await bed.run([...argv, '--verify', copy], { expect: 1 });
+    expect(shorter.stderr.text).toContain(
+      `compare what both begin with (--size ${sizeBytes - 512})`,
+    );
+  }, 120_000);
+}
+
+/** Waits for a socket that its maker says nothing of. */
+async function appeared(path: string, maker: Child): Promise<void> {
+  const folder = new AbortController();
+  try {
+    const events = watch(dirname(path), { signal: folder.signal });
+    if (existsSync(path)) return;
+    for await (const _ of events) if (existsSync(path) || !maker.running) return;
+  } finally {
+    folder.abort();
+  }
+}
+
+test('a copy that fails leaves no file, and what was there as it was', async () => {
+  await using bed = new Bed();
+  const disk = bed.disk({ sizeBytes: 8 * MIB });
+  bed.fill(disk, 8 * MIB);
+  const server = await bed.serve(disk, { direct_io: false });
+  const copy = bed.path('copy.raw');
+  writeFileSync(copy, 'what was there');
+  truncateSync(disk, MIB);
+  const before = readdirSync(bed.folder);
+  const failed = await bed.run([binary, 'probe', '-s', server.socket, '-o', copy], { expect: 1 });
+  expect(failed.stderr.text).toMatch(/answered a read of \d+ bytes at \d+ with an I\/O error/);
+  expect(readFileSync(copy, 'utf8')).toBe('what was there');
+  expect(readdirSync(bed.folder)).toEqual(before);
+  const full = await bed.run([binary, 'probe', '-s', server.socket, '-o', '/dev/full'], {
+    expect: 1,
+  });
+  expect(full.stderr.text).toContain("'/dev/full' is no regular file");
+  await bed.stop(server);
+}, 60_000);
+
+test('a measurement says how long requests took, and where', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk(), { num_queues: 2 });
+  const { stdout } = await probe(bed, server.socket, ['--json', '--queues', '2', '--depth', '3']);
+  const { measurements, host, inUse } = JSON.parse(stdout.text);
+  expect(inUse).toEqual({ queues: 2, depth: 3 });
+  for (const { depth, p50Us, p90Us, p99Us, p999Us, maxUs } of measurements) {
+    expect(depth).toBe(6);
+    const rising = [0.1, p50Us, p90Us, p99Us, p999Us];
+    expect(rising.toSorted((a, b) => a - b)).toEqual(rising);
+    expect(maxUs).toBeGreaterThan(0);
+  }
+  const version = await bed.run([binary, '--version']);
+  expect(version.stdout.text).toContain(`ubiblk ${host.version}\ncommit: ${host.commit}\n`);
+  expect(host).toMatchObject({ kernel: release(), processors: cpus().length });
+  expect(host.processor.length).toBeGreaterThan(3);
+  await bed.stop(server);
+}, 60_000);
+
+test("under the reference system's name it takes that program's options, and prints its lines", async () => {
+  await using bed = new Bed();
+  const program = bed.path('vhost-frontend');
+  symlinkSync(binary, program);
+  const disk = bed.disk({ sizeBytes: 3 * MIB + 512 });
+  bed.fill(disk, 3 * MIB + 512);
+  const server = await bed.serve(disk);
+  const copy = bed.path('copy.raw');
+  const { stdout } = await bed.run([program, '-s', server.socket, '-o', copy]);
+  expect(stdout.text).toMatch(
+    /^Features \(0x[0-9a-f]+\): VIRTIO_F_VERSION_1 \| .*VIRTIO_BLK_F_FLUSH/,
+  );
+  expect(stdout.text).toContain('\nDevice capacity: 3 MiB\nNumber of queues: 1\n');
+  expect(stdout.text).toEndWith('\nProgress: Done!\n');
+  await bed.run(['cmp', disk, copy]);
+  // Before anything is connected to.
+  const missing = await bed.run([program, '--socket', bed.path('none.sock')], { expect: 2 });
+  expect(missing.stderr.text).toContain("vhost-frontend: stage 'copy' needs '--output FILE'\n");
+  const config = await bed.run([program, '--socket', server.socket, '--stage', 'config']);
+  expect(config.stdout.text).not.toContain('memory');
+  await bed.stop(server);
+}, 60_000);

@@ -46,8 +46,8 @@ async function expectOrder(server: Server): Promise<void> {
   await Bun.sleep(0);
   const connection = connect(server);
   const options = { depth: 16, transferBytes: 65536, timeoutMs: TIMEOUT_MS };
-  const client = new BlockClient(connection, options);
-  writeAndCompare(client, MIB, options.depth, seed);
+  const client = BlockClient.open(connection, options);
+  writeAndCompare(client, MIB, seed);
   client.close();
   connection.close();
   expect(server.child.running).toBe(true);
