@@ -24,6 +24,7 @@ const floors: Record<string, number> = {
   remote: 5,
   archive: 5,
   observe: 5,
+  replay: 5,
   probe: 6,
   doctor: 6,
   top: 6,

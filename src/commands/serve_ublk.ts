@@ -47,6 +47,7 @@ import {
   type Settings,
   STOP_PATIENCE_MS,
   servedDevice,
+  startIoLog,
   startMetrics,
   startRpc,
   unlinkKek,
@@ -179,6 +180,7 @@ class ServeUblk {
       const queues = found?.info.queues ?? this.queues;
       this.lazy = await openLazy(disk, this.settings, queues, log);
       const options = await this.options(control, found);
+      startIoLog(disk, config);
       await unlinkKek(args);
       this.settleDown();
       if (this.signals.stopping) return 0;
@@ -232,7 +234,7 @@ class ServeUblk {
     const { config, disk, lazy, args } = this;
     const { facts } = disk;
     const unprivileged = args.has('unprivileged');
-    const kind = { facts, lazy: lazy !== null };
+    const kind = { facts, lazy: lazy !== null, recorded: config.ioDebugPath !== undefined };
     const choice = { ioEngine: config.ioEngine, unprivileged };
     const features = await control.call('features');
     const mode = found

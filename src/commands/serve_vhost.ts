@@ -18,6 +18,7 @@ import {
   readSettings,
   type Settings,
   servedDevice,
+  startIoLog,
   startMetrics,
   startRpc,
   unlinkKek,
@@ -49,6 +50,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
       writeOutput(`OK: ${diskDescription(disk)}, to serve at '${socket}'\n`);
       return 0;
     }
+    startIoLog(disk, config);
     await unlinkKek(args);
     idle = false;
     idle = await serve(disk, lazy, config, vhostOptions(config, socket), log);

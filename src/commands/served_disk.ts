@@ -5,6 +5,7 @@ import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, type DiskFacts, openDisk, openNullDisk } from '../device/disk.ts';
+import { checkIoLog, openIoLog } from '../device/io_log.ts';
 import type { RequestBoard } from '../device/request_board.ts';
 import { UsageError } from '../errors.ts';
 import type { Log } from '../log.ts';
@@ -73,13 +74,44 @@ export async function openServedDisk(settings: Settings, log: Log): Promise<Disk
   try {
     if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
     refuseSameFilesOf(config);
+    if (config.ioDebugPath !== undefined) checkIoLog(config.ioDebugPath);
     xts = expandKeys(config, log);
-    return await openDisk({ ...config, xts }, log);
+    const disk = await openDisk({ ...config, xts }, log);
+    readyForDebugging(disk, config, log);
+    return disk;
   } catch (error) {
     freeXts(xts);
     wipeSecrets();
     throw error;
   }
+}
+
+/** What a disk's facts say where it is served for debugging, and warnings of what that means. */
+function readyForDebugging({ facts }: Disk, config: DeviceConfig, log: Log): void {
+  const { skipSync, ioDebugPath } = config;
+  if (skipSync) {
+    facts.skipSync = true;
+    log.warn(
+      `${config.file}: skip_sync: flushes are answered and NOTHING IS SYNCED; a crash or power cut of ` +
+        'this host loses what guests believe to be safe: never for data that matters',
+    );
+  }
+  if (ioDebugPath === undefined) return;
+  // What is read back of a hole is not in the log.
+  facts.canPunch = false;
+  log.warn(
+    `all that is read and written is recorded in '${ioDebugPath}', which slows the disk down`,
+  );
+  if (facts.xts !== 0) {
+    log.warn(
+      `'${ioDebugPath}' WILL HOLD PLAIN TEXT of an encrypted disk: keep it safe, delete it soon`,
+    );
+  }
+}
+
+/** Begins the log of what is read and written, where there is to be one. @throws UserError */
+export function startIoLog({ facts }: Disk, { ioDebugPath }: DeviceConfig): void {
+  if (ioDebugPath !== undefined) facts.ioLog = openIoLog(ioDebugPath);
 }
 
 /** Expands the keys of a disk for its use; 0 where it is plain. */

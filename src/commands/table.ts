@@ -235,6 +235,24 @@ export const commands: readonly CommandSpec[] = [
     load: () => import('./probe.ts'),
   },
   {
+    name: 'replay',
+    summary: 'Do again on a disk what an I/O log has recorded, and compare what was read',
+    programs: [{ name: 'replay-log', displayName: 'replay-log' }],
+    options: [
+      { long: 'log', short: 'l', value: 'FILE', summary: 'The log (io_debug_path of a server)' },
+      { long: 'disk', short: 'd', value: 'FILE', summary: 'The disk: plain, as it was at first' },
+      { long: 'dry-run', summary: 'Leave the disk as it is; writes are only remembered' },
+      jsonOption,
+    ],
+    examples: [
+      'ubiblk replay --log io.log --disk copy.raw',
+      'ubiblk replay --log io.log --disk disk.raw --dry-run',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/replay.md',
+    load: () => import('./replay.ts'),
+  },
+  {
     name: 'ublk list',
     summary: "Show this host's ublk devices, and those that nobody serves any more",
     programs: [],

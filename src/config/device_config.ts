@@ -104,6 +104,10 @@ export interface DeviceConfig {
   /** Undefined: the safest that there is. */
   ublkRecovery?: UblkRecovery;
   encryptionKey?: XtsKeys;
+  /** Flushes are answered without syncing. */
+  skipSync?: true;
+  /** Where what guests read and write is recorded. */
+  ioDebugPath?: string;
 }
 
 /** What a file gets that names only `path`. */

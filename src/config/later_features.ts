@@ -12,8 +12,6 @@ interface LaterFeature {
  * it is absent, null or `false`. Each capability takes its rows out of this table.
  */
 const laterFeatures: readonly LaterFeature[] = [
-  { key: 'skip_sync', missing: 'skipping of flushes is' },
-  { key: 'io_debug_path', missing: 'the I/O debug log is' },
   { key: 'status_path', missing: 'the status file is' },
 ];
 

@@ -230,9 +230,10 @@ function readFlags(mapping: Mapping, config: DeviceConfig): void {
   if (deviceIdBytes > maxDeviceIdBytes) {
     mapping.error('device_id', `must be at most ${maxDeviceIdBytes} bytes, not ${deviceIdBytes}`);
   }
-  // Known from older files, with features that later_features.ts refuses: only their types count.
-  mapping.boolean('skip_sync');
-  mapping.path('io_debug_path');
+  if (mapping.boolean('skip_sync')) config.skipSync = true;
+  const ioDebugPath = mapping.path('io_debug_path');
+  if (ioDebugPath !== undefined) config.ioDebugPath = ioDebugPath;
+  // Known from older files, with a feature that later_features.ts refuses: only its type counts.
   mapping.path('status_path');
 }
 

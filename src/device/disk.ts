@@ -11,6 +11,7 @@ import { openLibrary, shim } from '../../ffi/library.ts';
 import { freeXts } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
+import type { IoLogShare } from './io_log.ts';
 
 export type IoEngine = 'io_uring' | 'sync';
 
@@ -58,6 +59,10 @@ export interface DiskFacts {
   canZeroRange: boolean;
   /** Handle of the expanded keys that the data is encrypted with (`expandXts`); 0: it isn't. */
   xts: number;
+  /** Whether flushes are answered without syncing. */
+  skipSync?: boolean;
+  /** Where what guests read and write is recorded. */
+  ioLog?: IoLogShare;
 }
 
 /** How long a disk's lock is waited for: a killed server's last writes may still be in flight. */

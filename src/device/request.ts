@@ -1,4 +1,4 @@
-import type { IovecTable } from '../../ffi/ring.ts';
+import { IovecTable } from '../../ffi/ring.ts';
 
 /** A request to a block device, and who is told when it is done. */
 
@@ -108,6 +108,32 @@ export class BlockRequest {
     this.addressBits = from.addressBits;
     this.lengthBits = from.lengthBits;
     this.durable = from.durable;
+  }
+}
+
+/** Is carried out on behalf of another request, which stays as it is meanwhile. */
+export class StandIn extends BlockRequest {
+  request: BlockRequest | null = null;
+  private parts: IovecTable | null = null;
+  private room = 0;
+
+  for(request: BlockRequest): void {
+    this.request = request;
+    this.copy(request);
+    const { segments, iovec, iovecs } = request;
+    if (segments <= 1) return;
+    // Who transfers a part of them changes the list.
+    if (segments > this.room) {
+      this.parts?.free();
+      this.room = 2 * segments;
+      this.parts = new IovecTable(this.room);
+    }
+    const parts = this.parts as IovecTable;
+    for (let i = 0; i < segments; i++) {
+      parts.set(i, iovecs.address(iovec + i), iovecs.length(iovec + i));
+    }
+    this.iovecs = parts;
+    this.iovec = 0;
   }
 }
 

@@ -7,8 +7,11 @@ import { CryptLayer, InPlaceCryptLayer } from '../device/crypt.ts';
 import type { DiskFacts } from '../device/disk.ts';
 import { failureLog } from '../device/failure_log.ts';
 import { FILES_PER_DISK, FileDevice, type FileEngine } from '../device/file_device.ts';
+import { IoLog } from '../device/io_log.ts';
 import { NullDevice } from '../device/null_device.ts';
+import { RecordLayer } from '../device/record_layer.ts';
 import type { BlockDevice, RequestTable } from '../device/request.ts';
+import { UnsyncedLayer } from '../device/unsynced.ts';
 import type { Log } from '../log.ts';
 import type { LazyStart } from '../stripe/lazy_disk.ts';
 import { LazyLayer } from '../stripe/lazy_layer.ts';
@@ -37,11 +40,30 @@ export function queueFiles({ facts, lazy }: Pick<QueueDisk, 'facts' | 'lazy'>): 
 }
 
 /**
- * Builds the stack.
+ * Builds the stack, with what is only for debugging on its top.
  * @param registrar what buffers for direct I/O are registered with, null where that gains nothing
  * @param post sends a message to main
  */
 export function queueStack(
+  disk: QueueDisk,
+  engine: FileEngine,
+  ring: Ring | null,
+  requests: RequestTable,
+  registrar: Ring | null,
+  post: (answer: WorkerAnswer) => void,
+  log: Log,
+): BlockDevice {
+  const { skipSync, ioLog } = disk.facts;
+  let stack = stripeStack(disk, engine, ring, requests, registrar, post, log);
+  if (skipSync) stack = new UnsyncedLayer(stack);
+  if (!ioLog) return stack;
+  const tellEnd = (reason: string) => {
+    log.error(`the I/O log can't be written any more and ends here: ${reason}`);
+  };
+  return new RecordLayer(stack, requests, new IoLog(ioLog, tellEnd));
+}
+
+function stripeStack(
   disk: QueueDisk,
   engine: FileEngine,
   ring: Ring | null,

@@ -2,7 +2,10 @@ import { statSync } from 'node:fs';
 import type { DeviceConfig } from '../config/device_config.ts';
 import { UserError } from '../errors.ts';
 
-type DeviceFiles = Pick<DeviceConfig, 'path' | 'metadataPath' | 'stripeSource'>;
+type DeviceFiles = Pick<
+  DeviceConfig,
+  'file' | 'path' | 'metadataPath' | 'stripeSource' | 'ioDebugPath'
+>;
 
 /** A file of a configuration. */
 export interface NamedFile {
@@ -33,10 +36,14 @@ export function refuseSameFiles(files: readonly NamedFile[]): void {
 
 /** The same for a device's own files. @throws UserError */
 export function refuseSameFilesOf(device: DeviceFiles): void {
-  const { path, metadataPath, stripeSource } = device;
+  const { path, metadataPath, stripeSource, ioDebugPath } = device;
   const files = [{ role: "the disk's data file", path }];
   if (metadataPath !== undefined) files.push({ role: 'the metadata file', path: metadataPath });
   if (stripeSource?.source === 'raw') files.push({ role: 'the image', path: stripeSource.path });
+  if (ioDebugPath !== undefined) {
+    const configuration = { role: 'the configuration file', path: device.file };
+    files.push(configuration, { role: 'the I/O log', path: ioDebugPath });
+  }
   refuseSameFiles(files);
 }
 

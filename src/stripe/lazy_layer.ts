@@ -7,7 +7,6 @@
  * claim, fills the stripe, and is answered when main has made that durable.
  */
 import { EIO } from '../../ffi/errno.ts';
-import { IovecTable } from '../../ffi/ring.ts';
 import {
   type BlockDevice,
   BlockRequest,
@@ -16,6 +15,7 @@ import {
   READ,
   type RequestOwner,
   type RequestTable,
+  StandIn,
   WRITE_ZEROES,
 } from '../device/request.ts';
 import { LargeZeroes } from './large_zeroes.ts';
@@ -67,32 +67,6 @@ class Filling extends BlockRequest {
   parked: Parked | null = null;
 }
 
-/** Reads from the image on behalf of a request, which is still whole if that fails. */
-class ImageRead extends BlockRequest {
-  request: BlockRequest | null = null;
-  private parts: IovecTable | null = null;
-  private room = 0;
-
-  for(request: BlockRequest): void {
-    this.request = request;
-    this.copy(request);
-    const { segments, iovec, iovecs } = request;
-    if (segments === 1) return;
-    // Who transfers a part of them changes the list.
-    if (segments > this.room) {
-      this.parts?.free();
-      this.room = 2 * segments;
-      this.parts = new IovecTable(this.room);
-    }
-    const parts = this.parts as IovecTable;
-    for (let i = 0; i < segments; i++) {
-      parts.set(i, iovecs.address(iovec + i), iovecs.length(iovec + i));
-    }
-    this.iovecs = parts;
-    this.iovec = 0;
-  }
-}
-
 /** Of so many stripes main is told also while the image is being read. */
 const MOST_WISHES = 16;
 const ZEROING = { stripes: 256, requests: 16 };
@@ -103,9 +77,10 @@ export class LazyLayer implements BlockDevice, RequestOwner {
   /** Who wants to fill a stripe, in the order in which main was asked; the first may be doing it. */
   private readonly claiming = new Map<number, Parked[]>();
   private readonly fillings: Filling[] = [];
-  private readonly imageReads: ImageRead[] = [];
+  /** Reads from the image on behalf of requests, which are still whole if that fails. */
+  private readonly imageReads: StandIn[] = [];
   private readonly imageOwner: RequestOwner = {
-    completed: (request) => this.imageWasRead(request as ImageRead),
+    completed: (request) => this.imageWasRead(request as StandIn),
   };
   private readonly answer: Answer = { stripe: 0, want: Want.LOCAL, result: 0 };
   private readonly parked = new Set<Parked>();
@@ -270,13 +245,13 @@ export class LazyLayer implements BlockDevice, RequestOwner {
     const { nextIndex } = this.requests;
     const reading =
       this.imageReads.pop() ??
-      this.requests.add(new ImageRead(nextIndex, this.imageOwner, request.iovecs));
+      this.requests.add(new StandIn(nextIndex, this.imageOwner, request.iovecs));
     reading.for(request);
     image.submit(reading);
   }
 
   /** What could not be read waits until main has fetched its stripe, which tries on. */
-  private imageWasRead(reading: ImageRead): void {
+  private imageWasRead(reading: StandIn): void {
     const request = reading.request as BlockRequest;
     reading.request = null;
     this.imageReads.push(reading);

@@ -150,11 +150,11 @@ const table: Row[] = [
   },
   {
     title: 'a feature of a later version',
-    yaml: [...good, 'io_debug_path: debug.log'],
+    yaml: [...good, 'status_path: status.json'],
     status: 1,
     says: [
       error(
-        'vm.yaml:3:1: io_debug_path: the I/O debug log is not in this version of ubiblk yet; ' +
+        'vm.yaml:3:1: status_path: the status file is not in this version of ubiblk yet; ' +
           'remove the field',
       ),
     ],

@@ -31,13 +31,21 @@ const SINCE: Partial<Record<Feature, number>> = {
   AUTO_BUF_REG: 16,
 };
 
+/** What a mode has to suit. */
+export interface ModeDisk {
+  facts: DiskFacts;
+  lazy: boolean;
+  /** What is read and written is to be recorded, and has to be in memory. */
+  recorded?: boolean;
+}
+
 /** The mode for a disk where the user has not chosen one. */
 export function bestMode(
-  disk: { facts: DiskFacts; lazy: boolean },
+  disk: ModeDisk,
   options: Pick<UblkOptions, 'ioEngine' | 'unprivileged'>,
   features: bigint | null,
 ): UblkMode {
-  const untouched = disk.facts.fd >= 0 && disk.facts.xts === 0 && !disk.lazy;
+  const untouched = disk.facts.fd >= 0 && disk.facts.xts === 0 && !disk.lazy && !disk.recorded;
   const may = !options.unprivileged && options.ioEngine === 'io_uring';
   return untouched && may && modeIsOffered('zero_copy', features) ? 'zero_copy' : 'copy';
 }
@@ -69,7 +77,7 @@ export function refuseImpossibleRecovery(
  */
 export function refuseImpossibleMode(
   mode: UblkMode,
-  disk: { facts: DiskFacts; lazy: boolean },
+  disk: ModeDisk,
   options: Pick<UblkOptions, 'ioEngine' | 'unprivileged'>,
 ): void {
   const refuse = (why: string) => {
@@ -77,6 +85,9 @@ export function refuseImpossibleMode(
   };
   if (options.unprivileged && (mode === 'zero_copy' || mode === 'user_copy')) {
     refuse('is not for devices of users without privileges');
+  }
+  if (disk.recorded && (mode === 'zero_copy' || mode === 'user_copy')) {
+    refuse("can't be used with io_debug_path");
   }
   if (mode !== 'zero_copy') return;
   if (disk.facts.fd < 0) refuse('needs a disk with a data file');
