@@ -13,7 +13,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   const kekFile = args.value('kek');
   const kek = kekFile === undefined ? noKek : loadKekFile(kekFile, false, (line) => log.warn(line));
   try {
-    const keys = wrap(freshKeys(), kek);
+    const keys = wrapKeys(freshKeys(), kek);
     const text = secretText(args.has('json') ? jsonParts(keys, kek) : yamlParts(keys, kek));
     for (const key of keys) key.wipe();
     try {
@@ -38,7 +38,8 @@ export function freshKeys(random: (lengthBytes: number) => Secret = randomSecret
   return [data, tweak];
 }
 
-function wrap([data, tweak]: XtsKeys, kek: Kek): XtsKeys {
+/** Takes over the keys, and gives them as a KEK wraps them. @throws UserError */
+export function wrapKeys([data, tweak]: XtsKeys, kek: Kek): XtsKeys {
   try {
     return [kek.wrap(data), kek.wrap(tweak)];
   } catch (error) {
@@ -47,7 +48,8 @@ function wrap([data, tweak]: XtsKeys, kek: Kek): XtsKeys {
   }
 }
 
-function yamlParts([data, tweak]: XtsKeys, { isNone }: Kek): (string | Secret)[] {
+/** The line of a configuration that holds keys. */
+export function yamlParts([data, tweak]: XtsKeys, { isNone }: Kek): (string | Secret)[] {
   const comment = isNone ? '# Whoever reads these keys reads the disk.\n' : '';
   return [`${comment}encryption_key: ["`, data, '", "', tweak, '"]\n'];
 }

@@ -41,7 +41,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
 }
 
 /** The text of a new KEK file. */
-function freshKek(authData: string): Secret {
+export function freshKek(authData: string): Secret {
   const key = randomSecret(GCM_KEY_BYTES);
   const initVector = randomSecret(GCM_NONCE_BYTES);
   const auth = Secret.taking(Buffer.from(authData));
@@ -59,7 +59,7 @@ function freshKek(authData: string): Secret {
 async function writeFile(path: string, bytes: Uint8Array, replace: boolean): Promise<void> {
   const file = new NewFile(path);
   try {
-    writeAll(file.fd, bytes, path);
+    writeNewFile(file.fd, bytes, path);
     if (replace) {
       await file.commit();
     } else if (!(await file.commitAsNew())) {
@@ -73,7 +73,8 @@ async function writeFile(path: string, bytes: Uint8Array, replace: boolean): Pro
   }
 }
 
-function writeAll(fd: number, bytes: Uint8Array, path: string): void {
+/** Writes all of the bytes into a file that has none yet. @throws UserError */
+export function writeNewFile(fd: number, bytes: Uint8Array, path: string): void {
   try {
     for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
   } catch (error) {

@@ -1,3 +1,4 @@
+import type { DeviceConfig } from '../config/device_config.ts';
 import { freeXts } from '../crypto/xts.ts';
 import { type Disk, openDisk } from '../device/disk.ts';
 import { UsageError, UserError } from '../errors.ts';
@@ -16,7 +17,7 @@ import { HAS_SOURCE } from '../stripe/shared_state.ts';
 import type { SourceExtent } from '../stripe/sources/extent.ts';
 import type { Arguments } from './arguments.ts';
 import { exitOnSignals } from './end_signals.ts';
-import { type MetadataSettings, readMetadataSettings } from './metadata_settings.ts';
+import { readMetadataSettings } from './metadata_settings.ts';
 import { writeOutput } from './output.ts';
 import { Progress } from './progress.ts';
 import { sourceExtent } from './stripe_sources.ts';
@@ -24,7 +25,7 @@ import { sourceExtent } from './stripe_sources.ts';
 /** As the reference system's program: stripes of 1 MiB. */
 const DEFAULT_SHIFT = 11;
 
-interface Geometry {
+export interface Geometry {
   shift: number;
   version: MetadataVersion;
 }
@@ -39,7 +40,9 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     log.error(`${signal}: ended before everything was done`);
   });
   try {
-    const line = await init(settings, geometry, args.has('force'), progress, log);
+    const { config, metadataPath, xts } = settings;
+    const force = args.has('force');
+    const line = await initDisk(config, metadataPath, xts, geometry, force, progress, log);
     progress.clear();
     settings.finish();
     writeOutput(line);
@@ -67,9 +70,17 @@ function readGeometry(args: Arguments): Geometry {
   return { shift, version: format === '1' ? 1 : 2 };
 }
 
-/** @returns the line that says what was made */
-async function init(
-  { config, metadataPath, xts }: MetadataSettings,
+/**
+ * Makes the metadata file of a disk.
+ * @param xts handle of the expanded keys; 0: the disk is plain
+ * @param force whether a file that holds something may be overwritten
+ * @returns the line that says what was made
+ * @throws UserError
+ */
+export async function initDisk(
+  config: DeviceConfig,
+  metadataPath: string,
+  xts: number,
   { shift, version }: Geometry,
   force: boolean,
   progress: Progress,
