@@ -53,28 +53,9 @@ export function queueStack(
   post: (answer: WorkerAnswer) => void,
   log: Log,
 ): BlockDevice {
-  const { skipSync, ioLog } = disk.facts;
-  let stack = stripeStack(disk, engine, ring, requests, registrar, post, log);
-  if (skipSync) stack = new UnsyncedLayer(stack);
-  if (!ioLog) return stack;
-  const tellEnd = (reason: string) => {
-    log.error(`the I/O log can't be written any more and ends here: ${reason}`);
-  };
-  return new RecordLayer(stack, requests, new IoLog(ioLog, tellEnd));
-}
-
-function stripeStack(
-  disk: QueueDisk,
-  engine: FileEngine,
-  ring: Ring | null,
-  requests: RequestTable,
-  registrar: Ring | null,
-  post: (answer: WorkerAnswer) => void,
-  log: Log,
-): BlockDevice {
-  const { lazy, queue, carry = (below) => below } = disk;
+  const { facts, lazy, queue, carry = (below) => below } = disk;
   const base = carry(baseStack(disk, engine, requests, registrar, log), requests);
-  if (!lazy) return base;
+  if (!lazy) return withDebugging(facts, base, requests, log);
   const { image, stripes, queues, options } = lazy;
   let imageDevice: BlockDevice | null = null;
   if (image) {
@@ -85,7 +66,23 @@ function stripeStack(
   const shared = new SharedStripes(lazy.shared, stripes, queues);
   const tell = (message: QueueMessage) => post({ kind: 'stripes', message });
   const release = () => ring?.updateFiles(FILES_PER_DISK, [-1, -1]);
-  return new LazyLayer(base, imageDevice, shared, requests, { ...options, queue }, tell, release);
+  const own = { ...options, queue };
+  const lazyLayer = new LazyLayer(base, imageDevice, shared, requests, own, tell, release);
+  return withDebugging(facts, lazyLayer, requests, log);
+}
+
+function withDebugging(
+  { skipSync, ioLog }: DiskFacts,
+  stack: BlockDevice,
+  requests: RequestTable,
+  log: Log,
+): BlockDevice {
+  const below = skipSync ? new UnsyncedLayer(stack) : stack;
+  if (!ioLog) return below;
+  const tellEnd = (reason: string) => {
+    log.error(`the I/O log can't be written any more and ends here: ${reason}`);
+  };
+  return new RecordLayer(below, requests, new IoLog(ioLog, tellEnd));
 }
 
 function baseStack(

@@ -13,7 +13,8 @@ import {
 import { join } from 'node:path';
 import { type CommandSpec, commands } from '../../src/commands/table.ts';
 import { binary, client } from './processes.ts';
-import { Bed, need, qemuDisk, seed, testWith } from './support.ts';
+import { Bed, need, qemuDisk, quote, seed, testWith } from './support.ts';
+import { Terminal } from './terminal.ts';
 
 const MIB = 1 << 20;
 
@@ -219,38 +220,19 @@ test('nothing is replaced without --force, and nothing that is in use with it', 
   expect(readFileSync(join(folder, 'kek.yaml'), 'utf8')).not.toBe(kek);
 }, 60_000);
 
-/** Runs `ubiblk init` on a terminal of its own, and types each answer when its question is there. */
+/** Runs `ubiblk init` on a terminal, and types each answer when its question is there. */
 async function converse(bed: Bed, argv: string[], talk: [string, string][]) {
-  const command = [binary, 'init', ...argv].map((word) => `'${word}'`).join(' ');
-  const child = Bun.spawn(['script', '-qefc', command, '/dev/null'], {
-    cwd: bed.folder,
-    stdin: 'pipe',
-    stdout: 'pipe',
-    stderr: 'inherit',
-  });
-  let text = '';
-  let at = 0;
-  const reader = child.stdout.getReader();
-  const decoder = new TextDecoder();
-  const read = async () => {
-    const { done, value } = await reader.read();
-    text += decoder.decode(value, { stream: true });
-    return !done;
-  };
-  try {
-    for (const [question, answer] of talk) {
-      while (text.indexOf(question, at) < 0) {
-        if (!(await read())) throw new Error(`no '${question}' in:\n${text}`);
-      }
-      at = text.indexOf(question, at) + question.length;
-      child.stdin.write(answer);
-      child.stdin.flush();
-    }
-    while (await read());
-    return { status: await child.exited, text };
-  } finally {
-    child.kill();
+  const command = [binary, 'init', ...argv].map(quote).join(' ');
+  await using terminal = new Terminal(command, bed.folder);
+  const shown: string[] = [];
+  for (const [question, answer] of talk) {
+    await terminal.says(question);
+    if (answer === '') continue;
+    shown.push(terminal.shown);
+    terminal.type(answer);
   }
+  const status = await terminal.exit();
+  return { status, text: `${shown.join('')}${terminal.shown}` };
 }
 
 testWith(

@@ -2,9 +2,10 @@
 
 import { expect, test } from 'bun:test';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { binary, within } from './processes.ts';
+import { binary } from './processes.ts';
 import { endStripes, MIB, psk, serveStripes } from './remote.ts';
 import { Bed, need, seed, testWith } from './support.ts';
+import { Terminal } from './terminal.ts';
 
 test('the shell answers from a pipe as specified', async () => {
   await using bed = new Bed();
@@ -79,65 +80,9 @@ testWith(
 /** At the end of what is shown, with the cursor behind it. */
 const PROMPT = '> \x1b[3G';
 
-/** A program on a terminal of its own, which `script` gives it. */
-class Terminal {
-  /** All that was shown since the last {@link type}. */
-  private shown = '';
-  private changed = Promise.withResolvers<void>();
-  private readonly process;
-
-  constructor(command: string) {
-    this.process = Bun.spawn(['script', '-qefc', command, '/dev/null'], {
-      stdin: 'pipe',
-      stdout: 'pipe',
-      env: { ...process.env, TERM: 'xterm' },
-    });
-    void this.watch();
-  }
-
-  type(keys: string): void {
-    this.shown = '';
-    this.process.stdin.write(keys);
-    this.process.stdin.flush();
-  }
-
-  /** Waits for a line that is exactly this. */
-  async line(text: string): Promise<void> {
-    await this.until(() => this.lines().includes(text), text);
-  }
-
-  async prompt(): Promise<void> {
-    await this.until(() => this.shown.endsWith(PROMPT), 'a prompt');
-  }
-
-  lines(): string[] {
-    return this.shown.split(/[\r\n]+/);
-  }
-
-  async exit(): Promise<number> {
-    return await within(this.process.exited, 10_000, () => `the end; shown: ${this.shown}`);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.process.kill('SIGKILL');
-    await this.process.exited;
-  }
-
-  private async watch(): Promise<void> {
-    const decoder = new TextDecoder();
-    for await (const part of this.process.stdout) {
-      this.shown += decoder.decode(part, { stream: true });
-      this.changed.resolve();
-      this.changed = Promise.withResolvers<void>();
-    }
-  }
-
-  private async until(come: () => boolean, what: string): Promise<void> {
-    const wait = async () => {
-      while (!come()) await this.changed.promise;
-    };
-    await within(wait(), 10_000, () => `'${what}'; shown: ${JSON.stringify(this.shown)}`);
-  }
+/** Waits for the shell's prompt. */
+function prompt(shell: Terminal): Promise<void> {
+  return shell.until(() => shell.shown.endsWith(PROMPT), 'a prompt');
 }
 
 const left = '\x1b[D';
@@ -153,21 +98,21 @@ testWith(
     bed.fill(image, 2 * MIB, seed);
     const server = await serveStripes(bed, image);
     await using shell = new Terminal(`'${binary}' shell --server-config '${server.config}'`);
-    await shell.prompt();
+    await prompt(shell);
     shell.type(`stripe_headr 0${left.repeat(3)}e\r`);
     await shell.line('0x07 WRITTEN');
-    await shell.prompt();
+    await prompt(shell);
     shell.type(`stripe_header 9${control('A')}${control('K')}help\r`);
     await shell.line('exit, quit             ends the shell');
-    await shell.prompt();
+    await prompt(shell);
     shell.type('fetch_stripe 1\r');
     await shell.line('FETCHED');
-    await shell.prompt();
+    await prompt(shell);
     shell.type(`${up.repeat(3)}\x7f7\r`);
     await shell.line('INVALID_STRIPE');
-    await shell.prompt();
+    await prompt(shell);
     shell.type(`half a command${left.repeat(4)}${control('C')}`);
-    await shell.prompt();
+    await prompt(shell);
     expect(shell.lines().some((line) => line.endsWith('^C'))).toBe(true);
     shell.type('dump_stripe 1 0 4\r');
     await shell.line(
@@ -175,12 +120,12 @@ testWith(
         .subarray(MIB, MIB + 4)
         .toString('hex'),
     );
-    await shell.prompt();
+    await prompt(shell);
     shell.type('quit\r');
     expect(await shell.exit()).toBe(0);
 
     await using other = new Terminal(`'${binary}' shell --server-config '${server.config}'`);
-    await other.prompt();
+    await prompt(other);
     other.type(control('D'));
     expect(await other.exit()).toBe(0);
 
