@@ -15,9 +15,9 @@ export function unitName({ name }: InitPlan): string {
  * @param executable the absolute path of ubiblk
  */
 export function unitText(plan: InitPlan, executable: string): string {
-  const { folder, frontend, kek, settings } = plan;
+  const { folder, base = '', frontend, kek, settings } = plan;
   const config = join(folder, names.config);
-  const command = [word(executable), 'serve', frontend, '--config', word(config)];
+  const command = [argument(executable), 'serve', frontend, '--config', argument(config)];
   if (kek !== undefined) command.push('--kek', `%d/${CREDENTIAL}`);
   const writable = [folder, dirname(String(settings.socket ?? folder))];
   const lines = [
@@ -38,7 +38,7 @@ export function unitText(plan: InitPlan, executable: string): string {
     'NoNewPrivileges=yes',
     'ProtectSystem=strict',
     `ReadWritePaths=${[...new Set(writable)].map(word).join(' ')}`,
-    ...(writable.some(isTemporary) ? [] : ['PrivateTmp=yes']),
+    ...([...writable, base, executable].some(isTemporary) ? [] : ['PrivateTmp=yes']),
     'ProtectControlGroups=yes',
     'ProtectKernelLogs=yes',
     'ProtectKernelModules=yes',
@@ -55,10 +55,15 @@ export function unitText(plan: InitPlan, executable: string): string {
   return lines.join('\n');
 }
 
-/** A path as one word of a unit file; see systemd.syntax(7) and systemd.service(5), COMMAND LINES. */
+/** A path as one word of a unit file (systemd.syntax(7)). */
 function word(path: string): string {
-  const escaped = specifiers(path).replaceAll('$', '$$$$');
+  const escaped = specifiers(path);
   return /^[\w@%+=:,./$-]+$/.test(escaped) ? escaped : `"${escaped}"`;
+}
+
+/** The same in a command line, which knows variables (systemd.service(5), COMMAND LINES). */
+function argument(path: string): string {
+  return word(path).replaceAll('$', '$$$$');
 }
 
 /** Whether a service with folders of its own for what is temporary would not see it. */
