@@ -111,7 +111,7 @@ function readyForDebugging({ facts }: Disk, config: DeviceConfig, log: Log): voi
 
 /** Begins the log of what is read and written, where there is to be one. @throws UserError */
 export function startIoLog({ facts }: Disk, { ioDebugPath }: DeviceConfig): void {
-  if (ioDebugPath !== undefined) facts.ioLog = openIoLog(ioDebugPath);
+  if (ioDebugPath !== undefined && facts.fd >= 0) facts.ioLog = openIoLog(ioDebugPath);
 }
 
 /** Expands the keys of a disk for its use; 0 where it is plain. */

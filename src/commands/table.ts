@@ -200,7 +200,7 @@ export const commands: readonly CommandSpec[] = [
     summary: 'Make a folder with a new disk, ready to be served',
     programs: [],
     options: [
-      { long: 'size', value: 'SIZE', summary: 'Of the disk (10G); asked for on a terminal' },
+      { long: 'size', value: 'SIZE', summary: 'Of the disk, as 10G; asked for on a terminal' },
       { long: 'base', value: 'IMAGE', summary: 'Raw image that the disk starts from' },
       { long: 'encrypt', summary: 'Encrypt the disk, with new keys that a new KEK wraps' },
       { long: 'kek', value: 'FILE', summary: 'Where the KEK goes (kek.yaml in the folder)' },
@@ -240,7 +240,7 @@ export const commands: readonly CommandSpec[] = [
       {
         long: 'stage',
         value: 'STAGE',
-        summary: 'setup, config, memory, virtqueue, copy (0 to 4), verify, check, bench',
+        summary: 'How far: setup, config, memory, virtqueue, copy, verify, check, bench',
       },
       { long: 'output', short: 'o', value: 'FILE', summary: 'Copy the disk into this file' },
       { long: 'verify', value: 'FILE', summary: 'Compare the disk with this file' },

@@ -65,6 +65,9 @@ export function openIoLog(path: string): IoLogShare {
   let fd = -1;
   try {
     fd = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_APPEND, MODE);
+    if (fstatSync(fd).uid !== process.geteuid?.()) {
+      throw new UserError(`the I/O log '${path}' is another user's; name a new file`);
+    }
     fchmodSync(fd, MODE);
     const locked = shim.ubiblk_file_lock(fd, 0, 0, 1);
     if (locked === -EAGAIN) {
