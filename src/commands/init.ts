@@ -62,7 +62,6 @@ function lines(plan: InitPlan, made: readonly MadeFile[]): string {
   const { serve, service } = commandsOf(plan);
   return [
     ...made.map(({ path, what }) => `${path.padEnd(width)}  ${what}`),
-    '',
     'To serve it:',
     `    ${serve}`,
     'or, as a service:',

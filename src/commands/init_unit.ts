@@ -1,9 +1,38 @@
 /** The systemd unit of a device folder. */
 import { dirname, join } from 'node:path';
-import { type InitPlan, names } from './init_plan.ts';
+import { type Frontend, type InitPlan, names } from './init_plan.ts';
 
 /** Where the service finds its KEK; `%d` is the folder of its credentials. */
 const CREDENTIAL = 'kek';
+
+const hardening = [
+  'UMask=0077',
+  'NoNewPrivileges=yes',
+  'ProtectSystem=strict',
+  'ProtectHostname=yes',
+  'ProtectClock=yes',
+  'ProtectKernelTunables=yes',
+  'ProtectKernelModules=yes',
+  'ProtectKernelLogs=yes',
+  'ProtectControlGroups=yes',
+  'RestrictAddressFamilies=AF_UNIX',
+  'RestrictNamespaces=yes',
+  'RestrictRealtime=yes',
+  'RestrictSUIDSGID=yes',
+  'LockPersonality=yes',
+  'SystemCallArchitectures=native',
+  'SystemCallErrorNumber=EPERM',
+  'SystemCallFilter=@system-service',
+  'SystemCallFilter=~@privileged @keyring',
+];
+
+/** Files of other users, memory that is locked; for ublk its driver, and who else uses the device. */
+const forFrontend: Readonly<Record<Frontend, readonly string[]>> = {
+  vhost: ['CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK', 'PrivateDevices=yes'],
+  ublk: [
+    'CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_SYS_RESOURCE',
+  ],
+};
 
 /** `ubiblk-vm7.service` */
 export function unitName({ name }: InitPlan): string {
@@ -20,33 +49,35 @@ export function unitText(plan: InitPlan, executable: string): string {
   const command = [argument(executable), 'serve', frontend, '--config', argument(config)];
   if (kek !== undefined) command.push('--kek', `%d/${CREDENTIAL}`);
   const writable = [folder, dirname(String(settings.socket ?? folder))];
+  const used = [...writable, base, executable];
   const lines = [
     '[Unit]',
     `Description=ubiblk disk ${specifiers(plan.name)}`,
     `RequiresMountsFor=${word(folder)}`,
+    "# A disk that is away for a while comes back without anybody's help.",
+    'StartLimitIntervalSec=0',
     '',
     '[Service]',
     'Type=notify',
     `ExecStart=${command.join(' ')}`,
     ...(kek === undefined ? [] : [`LoadCredential=${CREDENTIAL}:${specifiers(kek)}`]),
     'Restart=on-failure',
+    'RestartSec=1',
     '# The runtime in the executable would obey them.',
     'UnsetEnvironment=BUN_OPTIONS BUN_BE_BUN',
-    '# Memory of guests, of rings and of keys is locked.',
+    '# Memory of guests, of rings and of keys is locked; no core shows it.',
     'LimitMEMLOCK=infinity',
-    'UMask=0077',
-    'NoNewPrivileges=yes',
-    'ProtectSystem=strict',
+    'LimitCORE=0',
+    'OOMScoreAdjust=-900',
+    '',
+    '# What it may do. Its compiler needs memory that is written and run.',
     `ReadWritePaths=${[...new Set(writable)].map(word).join(' ')}`,
-    ...([...writable, base, executable].some(isTemporary) ? [] : ['PrivateTmp=yes']),
-    'ProtectControlGroups=yes',
-    'ProtectKernelLogs=yes',
-    'ProtectKernelModules=yes',
-    'RestrictAddressFamilies=AF_UNIX',
-    'RestrictRealtime=yes',
-    'RestrictSUIDSGID=yes',
-    'LockPersonality=yes',
-    ...(frontend === 'vhost' ? ['PrivateDevices=yes', 'ProtectKernelTunables=yes'] : []),
+    ...hardening,
+    ...(used.some((path) => isBelow(path, '/tmp', '/var/tmp')) ? [] : ['PrivateTmp=yes']),
+    ...(used.some((path) => isBelow(path, '/home', '/root', '/run/user'))
+      ? []
+      : ['ProtectHome=yes']),
+    ...forFrontend[frontend],
     '',
     '[Install]',
     'WantedBy=multi-user.target',
@@ -66,9 +97,8 @@ function argument(path: string): string {
   return word(path).replaceAll('$', '$$$$');
 }
 
-/** Whether a service with folders of its own for what is temporary would not see it. */
-function isTemporary(path: string): boolean {
-  return /^\/(var\/)?tmp(\/|$)/.test(path);
+function isBelow(path: string, ...folders: string[]): boolean {
+  return folders.some((folder) => path === folder || path.startsWith(`${folder}/`));
 }
 
 function specifiers(text: string): string {

@@ -138,8 +138,11 @@ testWith(
       const unit = readdirSync(folder).find((file) => file.endsWith('.service')) as string;
       const text = readFileSync(join(folder, unit), 'utf8');
       expect(text).toContain(`serve ${name === 'ublk' ? 'ublk' : 'vhost'} --config`);
-      const verified = await bed.run(['systemd-analyze', 'verify', '--man=no', join(folder, unit)]);
+      const analyze = (...argv: string[]) =>
+        bed.run(['systemd-analyze', ...argv, join(folder, unit)]);
+      const verified = await analyze('verify', '--man=no');
       expect(verified.stderr.text.split('\n').filter((line) => line.includes(unit))).toEqual([]);
+      await analyze('security', '--offline=yes', '--threshold=45');
     }
   },
   60_000,

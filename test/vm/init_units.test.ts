@@ -26,8 +26,10 @@ testWith(
 # As systemd has it on a host; credentials come to services this way.
 mount --make-rshared /
 # Where services may have a /tmp of their own.
-cp -L "$ubiblk" /usr/local/bin/ubiblk
-ubiblk=/usr/local/bin/ubiblk
+if [[ $ubiblk == /tmp/* ]]; then
+  cp "$ubiblk" /usr/local/bin/ubiblk
+  ubiblk=/usr/local/bin/ubiblk
+fi
 # UNIT FILE: prints what a service's process has of a file of /proc.
 of_service() { cat "/proc/$(systemctl show -P MainPID "$1")/$2"; }
 
