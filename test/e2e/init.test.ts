@@ -12,9 +12,9 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { type CommandSpec, commands } from '../../src/commands/table.ts';
+import { Dialogue } from './dialogue.ts';
 import { binary, client } from './processes.ts';
 import { Bed, need, qemuDisk, quote, seed, testWith } from './support.ts';
-import { Terminal } from './terminal.ts';
 
 const MIB = 1 << 20;
 
@@ -226,7 +226,7 @@ test('nothing is replaced without --force, and nothing that is in use with it', 
 /** Runs `ubiblk init` on a terminal, and types each answer when its question is there. */
 async function converse(bed: Bed, argv: string[], talk: [string, string][]) {
   const command = [binary, 'init', ...argv].map(quote).join(' ');
-  await using terminal = new Terminal(command, bed.folder);
+  await using terminal = new Dialogue(command, bed.folder);
   const shown: string[] = [];
   for (const [question, answer] of talk) {
     await terminal.says(question);

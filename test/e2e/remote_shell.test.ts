@@ -2,10 +2,10 @@
 
 import { expect, test } from 'bun:test';
 import { readFileSync, writeFileSync } from 'node:fs';
+import { Dialogue } from './dialogue.ts';
 import { binary } from './processes.ts';
 import { endStripes, MIB, psk, serveStripes } from './remote.ts';
 import { Bed, need, seed, testWith } from './support.ts';
-import { Terminal } from './terminal.ts';
 
 test('the shell answers from a pipe as specified', async () => {
   await using bed = new Bed();
@@ -81,7 +81,7 @@ testWith(
 const PROMPT = '> \x1b[3G';
 
 /** Waits for the shell's prompt. */
-function prompt(shell: Terminal): Promise<void> {
+function prompt(shell: Dialogue): Promise<void> {
   return shell.until(() => shell.shown.endsWith(PROMPT), 'a prompt');
 }
 
@@ -97,7 +97,7 @@ testWith(
     const image = bed.disk({ sizeBytes: 2 * MIB });
     bed.fill(image, 2 * MIB, seed);
     const server = await serveStripes(bed, image);
-    await using shell = new Terminal(`'${binary}' shell --server-config '${server.config}'`);
+    await using shell = new Dialogue(`'${binary}' shell --server-config '${server.config}'`);
     await prompt(shell);
     shell.type(`stripe_headr 0${left.repeat(3)}e\r`);
     await shell.line('0x07 WRITTEN');
@@ -124,13 +124,13 @@ testWith(
     shell.type('quit\r');
     expect(await shell.exit()).toBe(0);
 
-    await using other = new Terminal(`'${binary}' shell --server-config '${server.config}'`);
+    await using other = new Dialogue(`'${binary}' shell --server-config '${server.config}'`);
     await prompt(other);
     other.type(control('D'));
     expect(await other.exit()).toBe(0);
 
     await endStripes(server);
-    await using refused = new Terminal(`'${binary}' shell --server-config '${server.config}'`);
+    await using refused = new Dialogue(`'${binary}' shell --server-config '${server.config}'`);
     expect(await refused.exit()).toBe(1);
   },
   60_000,
@@ -144,7 +144,7 @@ testWith(
     const server = await serveStripes(bed, bed.disk({ sizeBytes: MIB }));
     const answers = bed.path('answers');
     const command = `'${binary}' shell --server-config '${server.config}' > '${answers}'`;
-    await using shell = new Terminal(command);
+    await using shell = new Dialogue(command);
     shell.type('stripe_header 0\rexit\r');
     expect(await shell.exit()).toBe(0);
     expect(readFileSync(answers, 'utf8')).toBe('0x07 WRITTEN\n');

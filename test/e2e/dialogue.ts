@@ -2,7 +2,7 @@
 import { within } from './processes.ts';
 
 /** A program on a terminal of its own, which `script` gives it. */
-export class Terminal {
+export class Dialogue {
   /** All that was shown since the last {@link type}. */
   shown = '';
   private changed = Promise.withResolvers<void>();
