@@ -207,7 +207,11 @@ class Probe {
   private async copy(client: BlockClient, findings: Findings): Promise<void> {
     const { output, asReference } = this.settings;
     const bytes = this.wholeSpan(client);
-    const progress = this.progress('the copy was complete');
+    const progress = new Progress();
+    exitOnSignals((signal) => {
+      progress.clear();
+      this.log.error(`${signal}: ended before the copy was complete; nothing is left of it`);
+    });
     const writtenBytes = await copyDisk(client, output, bytes, (d, t) => progress.update(d, t));
     progress.clear();
     findings.copied = { file: output, bytes, writtenBytes };
@@ -218,7 +222,7 @@ class Probe {
   private async verify(client: BlockClient, findings: Findings): Promise<void> {
     const { verify, span } = this.settings;
     if (span !== undefined) this.wholeSpan(client);
-    const progress = this.progress('everything was compared');
+    const progress = new Progress();
     const update = (done: number, total: number) => progress.update(done, total);
     const bytes = await compareDisk(client, verify, span, update);
     progress.clear();
@@ -286,15 +290,6 @@ class Probe {
       );
     }
     return whole;
-  }
-
-  private progress(end: string): Progress {
-    const progress = new Progress();
-    exitOnSignals((signal) => {
-      progress.clear();
-      this.log.error(`${signal}: ended before ${end}`);
-    });
-    return progress;
   }
 
   private print(text: string): void {

@@ -6,6 +6,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   readSync,
   statSync,
   symlinkSync,
@@ -329,6 +330,36 @@ test('a copy that fails leaves no file, and what was there as it was', async () 
     expect: 1,
   });
   expect(full.stderr.text).toContain("'/dev/full' is no regular file");
+  await bed.stop(server);
+}, 60_000);
+
+/** Waits until a process has a file in a folder open that has no name. */
+async function hasUnnamedFile(pid: number, folder: string): Promise<void> {
+  const isThere = () =>
+    readdirSync(`/proc/${pid}/fd`).some((fd) => {
+      try {
+        const link = readlinkSync(`/proc/${pid}/fd/${fd}`);
+        return link.startsWith(folder) && link.endsWith(' (deleted)');
+      } catch {
+        return false;
+      }
+    });
+  for (const deadline = Date.now() + 10_000; !isThere(); await Bun.sleep(10)) {
+    if (Date.now() > deadline) throw new Error(`process ${pid} writes no file`);
+  }
+}
+
+test('a copy that a signal ends leaves no file', async () => {
+  await using bed = new Bed();
+  const server = await bed.serve(bed.disk({ sizeBytes: 2 ** 38 }));
+  const copy = bed.path('copy.raw');
+  const before = readdirSync(bed.folder);
+  const probe = bed.spawn([binary, 'probe', '-s', server.socket, '-o', copy]);
+  await hasUnnamedFile(probe.pid, bed.folder);
+  probe.signal('SIGTERM');
+  expect(await probe.exit(20_000)).toBe(143);
+  expect(probe.stderr.text).toContain('SIGTERM: ended before the copy was complete');
+  expect(readdirSync(bed.folder)).toEqual(before);
   await bed.stop(server);
 }, 60_000);
 
