@@ -46,7 +46,17 @@ async function suggested(bed: Bed, argv: string[], all: readonly string[]): Prom
     .map((part) => [...new Set(part.split('\n').filter(Boolean))].sort());
 }
 
-function judge(found: readonly string[][]): void {
+/** Every command, and all that its options can be called. */
+const everyCommand = commands.map((command) => ({
+  line: `ubiblk ${command.name} --`,
+  options: [...command.options, ...commonOptions].map(({ long }) => `--${long}`).sort(),
+  short: [...command.options, ...commonOptions].flatMap((option) => spellings(option).slice(0, -1)),
+}));
+
+/** Asks for all that is known here, by a program that prints what a shell suggests. */
+async function judge(bed: Bed, argv: string[]): Promise<void> {
+  const asked = [...lines, ...everyCommand].map(({ line }) => line);
+  const found = await suggested(bed, argv, asked);
   for (const [index, { line, all, some, not = [] }] of lines.entries()) {
     const words = found[index];
     if (all) expect({ line, words }).toEqual({ line, words: all });
@@ -59,14 +69,8 @@ function judge(found: readonly string[][]): void {
       wrong: [],
     });
   }
+  expect(found.slice(lines.length)).toEqual(everyCommand.map(({ options }) => options));
 }
-
-/** Every command, and all that its options can be called. */
-const everyCommand = commands.map((command) => ({
-  line: `ubiblk ${command.name} --`,
-  options: [...command.options, ...commonOptions].map(({ long }) => `--${long}`).sort(),
-  short: [...command.options, ...commonOptions].flatMap((option) => spellings(option).slice(0, -1)),
-}));
 
 const bashDriver = `
 source "$1"
@@ -90,19 +94,7 @@ testWith(
   async () => {
     await using bed = new Bed();
     const argv = ['bash', '-c', bashDriver, 'bash', await script(bed, 'bash')];
-    judge(
-      await suggested(
-        bed,
-        argv,
-        lines.map(({ line }) => line),
-      ),
-    );
-    const found = await suggested(
-      bed,
-      argv,
-      everyCommand.map(({ line }) => line),
-    );
-    expect(found).toEqual(everyCommand.map(({ options }) => options));
+    await judge(bed, argv);
     const [level] = await suggested(bed, argv, ['ubiblk serve vhost --log-level=d']);
     expect(level).toEqual(['debug']);
   },
@@ -121,19 +113,7 @@ for line in $argv[2..]
   echo ==
 end`;
     const argv = ['fish', '--no-config', '-c', driver, file];
-    judge(
-      await suggested(
-        bed,
-        argv,
-        lines.map(({ line }) => line),
-      ),
-    );
-    const found = await suggested(
-      bed,
-      argv,
-      everyCommand.map(({ line }) => line),
-    );
-    expect(found).toEqual(everyCommand.map(({ options }) => options));
+    await judge(bed, argv);
     const described = await bed.run([
       ...['fish', '--no-config', '-c', `source ${file}; complete -C 'ubiblk serve '`],
     ]);
@@ -198,7 +178,7 @@ testWith(
       terminal.keys('C-l', line.slice(0, -1), 'Tab', 'Tab');
       const words = [...options.map((option) => option.slice(1)), ...short.map((s) => s.slice(1))];
       const all = words.map((word) => `(?=[\\s\\S]*\\s-${word}\\b)`).join('');
-      await terminal.shows(new RegExp(`^${all}`));
+      await terminal.shows(new RegExp(`^%${line.slice(0, -1)}${all}`));
     }
   },
   120_000,
