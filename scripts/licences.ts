@@ -69,7 +69,7 @@ function debianParts(): Part[] {
   const packages = own.map((path) => run('dpkg', '-S', realpathSync(path)));
   const parts = [...new Set(packages.map((line) => line.split(':')[0]))].map((name) => ({
     name,
-    version: run('dpkg-query', '-W', '-f', '${Version}', name),
+    version: /^Version: (.*)$/m.exec(run('dpkg-query', '-s', name))?.[1] ?? '',
     licence: 'see below',
     text: readFileSync(`/usr/share/doc/${name}/copyright`, 'utf8'),
   }));

@@ -43,7 +43,12 @@ ln -s "$PWD/node_modules" "$1/node_modules"`;
   return tree;
 }
 
-const needs = [need.program('dpkg-deb'), need.program('xz'), need.program('git')];
+const needs = [
+  need.program('dpkg-deb'),
+  need.program('xz'),
+  need.program('git'),
+  !existsSync(join(root, '.git')) && 'this is no checkout of git',
+];
 let made: string[] | undefined;
 
 testWith(

@@ -12,7 +12,7 @@ const exposures: Record<string, number> = {
   'ubiblk-vhost@.service': 1.5,
   'ubiblk-stripes@.service': 1.5,
   'ubiblk-ublk@.service': 3.1,
-  'ubiblk-owner@.service': 8.6,
+  'ubiblk-owner@.service': 2.3,
 };
 
 /** Units that run the executable under test. */

@@ -107,6 +107,19 @@ probed /run/ubiblk/vm7/vhost.sock
 systemctl stop $vm
 [[ $(shown $vm Result) == success && ! -e /run/ubiblk/vm7 ]]
 
+step a block device, and no network
+modprobe loop
+loop=$(losetup -f --show /var/lib/ubiblk/vm7.raw)
+chgrp disk "$loop"
+chmod 660 "$loop"
+printf 'path: %s\\nsocket: /run/ubiblk/lv/vhost.sock\\n' "$loop" > /etc/ubiblk/lv.yaml
+chgrp ubiblk /etc/ubiblk/lv.yaml
+changed ubiblk-vhost@lv SupplementaryGroups=disk PrivateNetwork=yes
+systemctl start ubiblk-vhost@lv
+probed /run/ubiblk/lv/vhost.sock
+systemctl stop ubiblk-vhost@lv
+losetup -d "$loop"
+
 step a disk for this host
 data=ubiblk-ublk@data
 printf 'path: /var/lib/ubiblk/data.raw\\nnum_queues: 2\\n' > /etc/ubiblk/data.yaml
