@@ -62,7 +62,7 @@ testWith(
     bed.config({ path: '/dev/shm/disk.raw', num_queues: 1 }, 'root.yaml');
     await runInGuest(
       bed,
-      { seconds: 300, more: ['--systemd'] },
+      { seconds: 420, more: ['--systemd'] },
       `${functions}
 for who in $alice $bob; do
   install -d -o $who -g $who "/run/$who"
@@ -167,5 +167,5 @@ for round in {1..8}; do systemctl start ubiblk-owner@ublkc0; done
 `,
     );
   },
-  6 * minutes,
+  8 * minutes,
 );
