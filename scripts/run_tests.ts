@@ -92,9 +92,12 @@ function glob(pattern: string): string[] {
 }
 
 function staticSuites(): Suite[] {
-  const scripts = [...glob('scripts/*'), ...glob('test/**/*'), '.ci/run'].filter((path) =>
-    /^#!.*\b(ba)?sh\b/.test(readFileSync(path, 'latin1').slice(0, 80)),
-  );
+  const scripts = [
+    ...glob('scripts/*'),
+    ...glob('packaging/deb/*'),
+    ...glob('test/**/*'),
+    '.ci/run',
+  ].filter((path) => /^#!.*\b(ba)?sh\b/.test(readFileSync(path, 'latin1').slice(0, 80)));
   const c = [...glob('c/**/*.c'), ...glob('c/**/*.h'), ...glob('test/**/*.c')];
   return [
     step('biome', 120, 'node_modules/.bin/biome', 'check', '--error-on-warnings', '.'),

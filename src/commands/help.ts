@@ -30,7 +30,7 @@ export function commandHelp(command: CommandSpec, program?: ProgramName): string
     (sections) => [
       { body: `${command.summary}.` },
       ...sections.filter(({ title }) => title !== undefined),
-      { body: `More: ${command.docs}` },
+      { body: `More: man ubiblk-${command.name.replaceAll(' ', '-')}, or ${command.docs}` },
     ],
   );
 }

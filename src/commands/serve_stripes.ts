@@ -10,9 +10,11 @@ import type { StripeSource } from '../stripe/interfaces.ts';
 import type { Arguments } from './arguments.ts';
 import { freeDescriptors } from './descriptors.ts';
 import { openDiskStripes } from './disk_stripes.ts';
+import { kekFileOf } from './kek_file.ts';
 import { expandKeys, readSettings, type Settings, unlinkKek } from './served_disk.ts';
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
+import { Watchdog } from './watchdog.ts';
 
 const DRAIN_MS = 10_000;
 /** Descriptors for all but clients: those that are refused, look-ups of names, and sending of files. */
@@ -22,7 +24,7 @@ const SPARE_DESCRIPTORS = 16 + SENDERS;
 export async function run(args: Arguments, log: Log): Promise<number> {
   const listenFile = args.required('listen-config');
   const settings = await readSettings(args, log);
-  const kekFile = args.value('kek');
+  const kekFile = kekFileOf(args);
   let xts = 0;
   try {
     const listen = loadListenConfig(listenFile, {
@@ -73,6 +75,7 @@ async function serve(
     );
     log.info(`serving ${served.stripes} stripes of '${disk.path}' at ${server.localAddress}`);
     notifyServiceManager('READY=1');
+    Watchdog.start(null, log);
     await signals.stop;
     notifyServiceManager('STOPPING=1');
     await server.drain(DRAIN_MS);

@@ -55,6 +55,7 @@ import {
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
 import { checkSocketPlaces, refuseBusySocket } from './socket_places.ts';
+import { Watchdog } from './watchdog.ts';
 
 const DEFAULT_MAX_IO_BYTES = 1 << 20;
 const PAGE_BYTES = 4096;
@@ -326,6 +327,7 @@ class ServeUblk {
     const failure = await Promise.race([this.start(serving), server.failed]);
     if (failure) return failure;
     if (!signals.stopping) this.show(device);
+    const watchdog = Watchdog.start(server.heartbeat, log);
     const end = await Promise.race([
       signals.stop.then(() => (this.keep ? ('leave' as const) : ('stop' as const))),
       toLeave.promise.then(() => 'leave' as const),
@@ -334,6 +336,7 @@ class ServeUblk {
     ]);
     this.ending = true;
     notifyServiceManager('STOPPING=1');
+    watchdog.end();
     if (end instanceof Error) return end;
     if (end === 'stop') return await this.stop(serving);
     if (end === 'leave') {

@@ -26,6 +26,7 @@ import {
 import { notifyServiceManager } from './service_manager.ts';
 import { StopSignals } from './signals.ts';
 import { checkSocketPlaces, refuseBusySocket } from './socket_places.ts';
+import { Watchdog } from './watchdog.ts';
 
 const DEFAULT_SEG_SIZE_MAX = 65536;
 
@@ -120,8 +121,10 @@ async function serve(
     metrics = await startMetrics(config, device, log);
     server = await startVhostServer(disk, options, board, log, lazy);
     notifyServiceManager('READY=1');
+    const watchdog = Watchdog.start(server.heartbeat, log);
     let failure = await Promise.race([signals.stop, server.failed]);
     notifyServiceManager('STOPPING=1');
+    watchdog.end();
     failure ??= await impatiently(lazy, server.stop());
     if (failure !== undefined) {
       log.error(failure.message);

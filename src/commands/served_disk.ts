@@ -22,6 +22,7 @@ import { reopen, syncFile } from '../stripe/async_file.ts';
 import { refuseSameFilesOf } from '../stripe/distinct_files.ts';
 import type { LazyDisk } from '../stripe/lazy_disk.ts';
 import type { Arguments } from './arguments.ts';
+import { kekFileOf } from './kek_file.ts';
 import { parseSize } from './size.ts';
 import { version } from './version.ts';
 
@@ -41,15 +42,15 @@ export const STOP_PATIENCE_MS = 3000;
  */
 export async function readSettings(args: Arguments, log: Log): Promise<Settings> {
   const file = args.value('config');
-  const kekFile = args.value('kek');
+  const kekFile = kekFileOf(args);
   const nullSize = args.value('null');
   const nullSizeBytes = nullSize === undefined ? undefined : parseSize('--null', nullSize);
-  if (args.has('unlink-kek') && kekFile === undefined) {
+  if (args.has('unlink-kek') && !args.has('kek')) {
     throw new UsageError("option '--unlink-kek' needs '--kek FILE'");
   }
   if (file === undefined) {
     if (nullSizeBytes === undefined) throw new UsageError("option '--config FILE' is required");
-    if (kekFile !== undefined) throw new UsageError("option '--kek' needs '--config FILE'");
+    if (args.has('kek')) throw new UsageError("option '--kek' needs '--config FILE'");
     const config = { ...defaultTuning, file: '', path: '' };
     return { config, nullSizeBytes, wipeSecrets: () => {} };
   }

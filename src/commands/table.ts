@@ -1,4 +1,4 @@
-import type { Log, LogLevel } from '../log.ts';
+import { type Log, type LogLevel, logFormats, logLevels } from '../log.ts';
 import type { Arguments } from './arguments.ts';
 
 export interface OptionSpec {
@@ -10,6 +10,8 @@ export interface OptionSpec {
   value?: string;
   /** It may be given more than once. */
   repeatable?: boolean;
+  /** The values that there are. */
+  choices?: readonly string[];
   summary: string;
 }
 
@@ -40,6 +42,8 @@ export interface CommandSpec {
   options: readonly OptionSpec[];
   /** What must follow the options, as help calls it; in brackets what need not, with `...` any number. */
   operands?: readonly string[];
+  /** The words that an operand can be, by its name. */
+  operandChoices?: Readonly<Record<string, readonly string[]>>;
   examples: readonly string[];
   /** Daemons report what they do (`info`); other commands only what is doubtful (`warn`). */
   defaultLogLevel: LogLevel;
@@ -57,9 +61,25 @@ export const helpOptions: readonly OptionSpec[] = [
 
 /** What every command takes besides its own options. */
 export const commonOptions: readonly OptionSpec[] = [
-  { long: 'log-level', value: 'LEVEL', summary: 'error, warn, info or debug (env UBIBLK_LOG)' },
-  { long: 'log-format', value: 'FORMAT', summary: 'human (default) or json, one line per entry' },
+  {
+    long: 'log-level',
+    value: 'LEVEL',
+    choices: logLevels,
+    summary: 'error, warn, info or debug (env UBIBLK_LOG)',
+  },
+  {
+    long: 'log-format',
+    value: 'FORMAT',
+    choices: logFormats,
+    summary: 'human (default) or json, one line per entry',
+  },
   ...helpOptions,
+];
+
+/** What servers of this version answer (docs/rpc.md). */
+const rpcCommands = [
+  ...['version', 'status', 'queues', 'stats', 'flush', 'pause_autofetch', 'resume_autofetch'],
+  ...['retry_failed', 'shutdown'],
 ];
 
 const deviceConfigOptions: readonly OptionSpec[] = [
@@ -355,6 +375,7 @@ export const commands: readonly CommandSpec[] = [
       { long: 'timeout', value: 'S', summary: 'How long to wait for the answer (10)' },
     ],
     operands: ['SOCKET', 'COMMAND'],
+    operandChoices: { COMMAND: rpcCommands },
     examples: ['ubiblk rpc /run/vm7/rpc.sock status', 'ubiblk rpc /run/vm7/rpc.sock queues --json'],
     defaultLogLevel: 'warn',
     docs: 'docs/rpc.md',
@@ -452,6 +473,7 @@ export const commands: readonly CommandSpec[] = [
       {
         long: 'compression',
         value: 'METHOD',
+        choices: ['none', 'snappy', 'zstd'],
         summary: 'none (default), snappy, or zstd (format 2)',
       },
       { long: 'zstd-level', value: 'N', summary: 'How hard zstd tries, 1 to 22 (3)' },
@@ -561,7 +583,12 @@ export const commands: readonly CommandSpec[] = [
     programs: [{ name: 'xts', displayName: 'xts' }],
     options: [
       ...deviceConfigOptions.filter(({ long }) => long !== 'unlink-kek'),
-      { long: 'action', value: 'ACTION', summary: 'decode (default) or encode' },
+      {
+        long: 'action',
+        value: 'ACTION',
+        choices: ['decode', 'encode'],
+        summary: 'decode (default) or encode',
+      },
       { long: 'start', value: 'N', summary: 'Number of the first sector of 512 bytes (0)' },
       { long: 'len', value: 'N', summary: "How many sectors (to INPUT's end)" },
       {
@@ -582,5 +609,17 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/xts.md',
     load: () => import('./xts.ts'),
+  },
+  {
+    name: 'completion',
+    summary: 'Print what completes the command line in a shell',
+    programs: [],
+    options: [],
+    operands: ['SHELL'],
+    operandChoices: { SHELL: ['bash', 'zsh', 'fish'] },
+    examples: ['source <(ubiblk completion bash)'],
+    defaultLogLevel: 'warn',
+    docs: 'docs/completion.md',
+    load: () => import('./completion.ts'),
   },
 ];

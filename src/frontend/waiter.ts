@@ -1,11 +1,12 @@
 /**
  * How a queue thread finds out that there is something to do: by its ring, which also carries its
- * I/O, or by epoll(7) where io_uring is forbidden. Both watch the queue's own eventfd for commands
- * and, while a virtqueue runs, its kick descriptor.
+ * I/O, or by epoll(7) where io_uring is forbidden. Both watch the queue's own eventfd for commands and
+ * the question whether the thread lives and, while a virtqueue runs, its kick descriptor.
  */
 import { failed } from '../../ffi/errno.ts';
 import { shim } from '../../ffi/library.ts';
 import type { Ring, RingHandler } from '../../ffi/ring.ts';
+import type { Pulse } from './heartbeat.ts';
 
 export interface Waiter {
   /** Watches a kick descriptor from now on. */
@@ -33,6 +34,7 @@ export class RingWaiter implements Waiter, RingHandler {
   constructor(
     private readonly ring: Ring,
     private readonly wakeFd: number,
+    private readonly pulse: Pulse,
   ) {
     this.handler = ring.addHandler(this);
     ring.pollIn(wakeFd, this.handler, WAKE);
@@ -72,6 +74,7 @@ export class RingWaiter implements Waiter, RingHandler {
   ringCompleted(index: number, result: number, more: boolean): void {
     if (index === WAKE) {
       shim.ubiblk_eventfd_drain(this.wakeFd);
+      this.pulse.answer();
       if (!more) this.ring.pollIn(this.wakeFd, this.handler, WAKE);
     } else if (index === this.watchNumber) {
       this.armed = more;
@@ -91,7 +94,10 @@ export class EpollWaiter implements Waiter {
   private watching = -1;
 
   /** @throws Error where the process has no descriptor left */
-  constructor(wakeFd: number) {
+  constructor(
+    wakeFd: number,
+    private readonly pulse: Pulse,
+  ) {
     this.epoll = shim.ubiblk_epoll();
     if (this.epoll < 0) throw failed('epoll_create1', this.epoll);
     shim.ubiblk_epoll_add(this.epoll, wakeFd);
@@ -108,11 +114,14 @@ export class EpollWaiter implements Waiter {
   }
 
   progress(): number {
+    // While there is work, nobody looks at the eventfd.
+    this.pulse.answer();
     return 0;
   }
 
   sleep(): void {
     shim.ubiblk_epoll_wait(this.epoll);
+    this.pulse.answer();
   }
 
   spin(availIdxAddress: number, seen: number, timeoutUs: number): number {

@@ -9,6 +9,7 @@ import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { QueueBoard } from '../../device/request_board.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
+import { Pulse } from '../heartbeat.ts';
 import { prepareThread, queueFiles, queueStack, refusal } from '../queue_stack.ts';
 import type { WorkerAnswer } from '../thread.ts';
 import { RingWaiter } from '../waiter.ts';
@@ -73,7 +74,7 @@ function build(start: UblkQueueStart, ring: Ring): UblkQueue {
   const file = fds.length;
   ring.registerFiles([...fds, charFd]);
   if (mode === 'zero_copy') ring.registerPlaces(depth);
-  new RingWaiter(ring, start.wakeFd);
+  new RingWaiter(ring, start.wakeFd, new Pulse(start.heartbeat, queue));
   log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
   const requests = new RequestTable();
   const engine = engineFor(start, ring, fds);

@@ -5,6 +5,7 @@ import type { RequestBoard } from '../../device/request_board.ts';
 import type { Log, LogSettings } from '../../log.ts';
 import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
 import { workerUrl } from '../../worker_url.ts';
+import { Heartbeat } from '../heartbeat.ts';
 import { eventFd, Thread } from '../thread.ts';
 import type { UblkControlThread } from './control_thread.ts';
 import { recoveryOf } from './modes.ts';
@@ -25,6 +26,8 @@ export interface UblkQueueStart {
   wakeFd: number;
   /** Of a `RequestBoard` of as many places as the device's queues are deep. */
   board: SharedArrayBuffer;
+  /** Of a `Heartbeat`. */
+  heartbeat: SharedArrayBuffer;
   /** One number, of `Stay`. */
   wanted: SharedArrayBuffer;
   log: LogSettings;
@@ -49,6 +52,8 @@ export class UblkServer {
     private readonly control: UblkControlThread,
     private readonly device: UblkDevice,
     threads: readonly Thread[],
+    /** Of the queues' threads. */
+    readonly heartbeat: Heartbeat,
     private readonly wanted: Int32Array,
     private readonly wakeFds: readonly number[],
   ) {
@@ -117,7 +122,9 @@ export async function startUblkQueues(
   const threads = wakeFds.map(
     () => new Thread(new Worker(queueWorker, { smol: true }), (message) => lazy?.receive(message)),
   );
-  const server = new UblkServer(control, device, threads, new Int32Array(wanted), wakeFds);
+  const heartbeat = new Heartbeat(wakeFds);
+  const stay = new Int32Array(wanted);
+  const server = new UblkServer(control, device, threads, heartbeat, stay, wakeFds);
   lazy?.connect((queue) => shim.ubiblk_eventfd_signal(wakeFds[queue]));
   for (const [queue, thread] of threads.entries()) {
     const start = {
@@ -130,6 +137,7 @@ export async function startUblkQueues(
       ...(cpus && { cpu: cpus[queue] }),
       wakeFd: wakeFds[queue],
       board: board.shared,
+      heartbeat: heartbeat.shared,
       wanted,
       log: log.settings,
     } satisfies UblkQueueStart;

@@ -7,6 +7,7 @@ import { RequestTable } from '../../device/request.ts';
 import { QueueBoard } from '../../device/request_board.ts';
 import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
+import { Pulse } from '../heartbeat.ts';
 import { prepareThread, queueFiles, queueStack, refusal } from '../queue_stack.ts';
 import type { WorkerAnswer } from '../thread.ts';
 import { EpollWaiter, RingWaiter, type Waiter } from '../waiter.ts';
@@ -46,11 +47,12 @@ function build(start: QueueStart): VhostQueue {
   const requests = new RequestTable();
   const disk = { queue, facts, lazy: start.lazy, ownMemory: false };
   const fds = queueFiles(disk);
+  const pulse = new Pulse(start.heartbeat, queue);
   let waiter: Waiter;
   let engine: FileEngine;
   let ring: Ring | null = null;
   if (options.ioEngine === 'sync') {
-    waiter = new EpollWaiter(wakeFd);
+    waiter = new EpollWaiter(wakeFd, pulse);
     engine = new SyncEngine(fds);
   } else {
     const entries = clamp(options.queueSize, MIN_RING_ENTRIES, MAX_RING_ENTRIES);
@@ -58,7 +60,7 @@ function build(start: QueueStart): VhostQueue {
     ring = new Ring(entries, 4 * entries, setup);
     if (facts.fd >= 0) ring.registerFiles(fds);
     log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
-    waiter = new RingWaiter(ring, wakeFd);
+    waiter = new RingWaiter(ring, wakeFd, pulse);
     engine =
       facts.direct || facts.writeThrough
         ? ring

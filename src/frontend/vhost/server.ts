@@ -9,6 +9,7 @@ import type { RequestBoard } from '../../device/request_board.ts';
 import type { Log, LogSettings } from '../../log.ts';
 import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
 import { workerUrl } from '../../worker_url.ts';
+import { Heartbeat } from '../heartbeat.ts';
 import { eventFd, Thread } from '../thread.ts';
 import { linkBytes, SharedState } from './queue_link.ts';
 
@@ -42,6 +43,8 @@ export interface QueueStart extends WorkerStart {
   wakeFd: number;
   /** Of a `RequestBoard` of `largestRing` places. */
   board: SharedArrayBuffer;
+  /** Of a `Heartbeat`. */
+  heartbeat: SharedArrayBuffer;
   lazy: LazyStart | null;
 }
 
@@ -65,6 +68,8 @@ export class VhostServer {
     private readonly stopFd: number,
     private readonly control: Thread,
     threads: readonly Thread[],
+    /** Of the queues' threads. */
+    readonly heartbeat: Heartbeat,
     private readonly board: RequestBoard,
     private readonly shared: SharedState,
   ) {
@@ -136,12 +141,17 @@ export async function startVhostServer(
   const socket = ListeningSocket.make(options.socketPath, SOCKET_MODE);
   try {
     const threads: Thread[] = [];
-    const wakeFds: number[] = [];
-    for (let queue = 0; queue < options.numQueues; queue++) {
-      const wakeFd = eventFd();
-      wakeFds.push(wakeFd);
+    const wakeFds = Array.from({ length: options.numQueues }, eventFd);
+    const heartbeat = new Heartbeat(wakeFds);
+    for (const [queue, wakeFd] of wakeFds.entries()) {
       const thread = new Thread(new Worker(queueWorker, { smol: true }), (m) => lazy?.receive(m));
-      const forQueue = { queue, wakeFd, board: board.shared, lazy: lazy?.start ?? null };
+      const forQueue = {
+        queue,
+        wakeFd,
+        board: board.shared,
+        heartbeat: heartbeat.shared,
+        lazy: lazy?.start ?? null,
+      };
       await thread.start({ ...start, ...forQueue } satisfies QueueStart);
       threads.push(thread);
     }
@@ -152,7 +162,7 @@ export async function startVhostServer(
     await control.start({ ...start, ...forControl } satisfies ControlStart);
     threads.push(control);
     log.info(`listening on '${options.socketPath}'`);
-    return new VhostServer(socket, stopFd, control, threads, board, state);
+    return new VhostServer(socket, stopFd, control, threads, heartbeat, board, state);
   } catch (error) {
     socket.close();
     throw error;

@@ -1,0 +1,2 @@
+/** Pages whose runs need a kernel with ublk. */
+export const ublkPages = ['docs/serve-ublk.md', 'docs/ublk.md'];
