@@ -11,6 +11,7 @@ import { openLibrary, shim } from '../../ffi/library.ts';
 import { freeXts } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
+import type { NbdStart } from '../nbd/nbd_device.ts';
 
 export type IoEngine = 'io_uring' | 'sync';
 
@@ -58,6 +59,8 @@ export interface DiskFacts {
   canZeroRange: boolean;
   /** Handle of the expanded keys that the data is encrypted with (`expandXts`); 0: it isn't. */
   xts: number;
+  /** Of a disk that is an NBD server's export, and then has no file. */
+  nbd?: NbdStart;
 }
 
 /** How long a disk's lock is waited for: a killed server's last writes may still be in flight. */
@@ -102,7 +105,12 @@ export class Disk {
 
 /** A disk of the given size that does nothing (see NullDevice). */
 export function openNullDisk(sizeBytes: number): Disk {
-  return new Disk('null', {
+  return new Disk('null', nullFacts(sizeBytes));
+}
+
+/** The facts of a disk without a file. */
+export function nullFacts(sizeBytes: number): DiskFacts {
+  return {
     fd: -1,
     bufferedFd: -1,
     sizeBytes,
@@ -119,7 +127,7 @@ export function openNullDisk(sizeBytes: number): Disk {
     canPunch: true,
     canZeroRange: true,
     xts: 0,
-  });
+  };
 }
 
 /**

@@ -4,12 +4,15 @@ import { shim } from '../../ffi/library.ts';
 import { type Ring, RingForbidden } from '../../ffi/ring.ts';
 import { BounceLayer } from '../device/bounce.ts';
 import { CryptLayer, InPlaceCryptLayer } from '../device/crypt.ts';
-import type { DiskFacts } from '../device/disk.ts';
+import type { DiskFacts, IoEngine } from '../device/disk.ts';
 import { failureLog } from '../device/failure_log.ts';
 import { FILES_PER_DISK, FileDevice, type FileEngine } from '../device/file_device.ts';
 import { NullDevice } from '../device/null_device.ts';
+import { PageCacheEngine } from '../device/page_cache_engine.ts';
 import type { BlockDevice, RequestTable } from '../device/request.ts';
+import { SyncEngine } from '../device/sync_engine.ts';
 import type { Log } from '../log.ts';
+import { NbdDevice } from '../nbd/nbd_device.ts';
 import type { LazyStart } from '../stripe/lazy_disk.ts';
 import { LazyLayer } from '../stripe/lazy_layer.ts';
 import { type QueueMessage, SharedStripes } from '../stripe/shared_state.ts';
@@ -51,7 +54,7 @@ export function queueStack(
   log: Log,
 ): BlockDevice {
   const { lazy, queue, carry = (below) => below } = disk;
-  const base = carry(baseStack(disk, engine, requests, registrar, log), requests);
+  const base = carry(baseStack(disk, engine, ring, requests, registrar, log), requests);
   if (!lazy) return base;
   const { image, stripes, queues, options } = lazy;
   let imageDevice: BlockDevice | null = null;
@@ -67,12 +70,14 @@ export function queueStack(
 }
 
 function baseStack(
-  { facts, ownMemory }: QueueDisk,
+  { facts, ownMemory, queue }: QueueDisk,
   engine: FileEngine,
+  ring: Ring | null,
   requests: RequestTable,
   registrar: Ring | null,
   log: Log,
 ): BlockDevice {
+  if (facts.nbd && ring) return new NbdDevice(ring, facts.nbd, queue, failureLog(log));
   if (facts.fd < 0) return new NullDevice();
   const file = new FileDevice(engine, facts, requests, failureLog(log));
   if (facts.xts !== 0) {
@@ -80,6 +85,17 @@ function baseStack(
     return ownMemory ? new InPlaceCryptLayer(file, crypt, facts.xts, requests) : crypt;
   }
   return facts.direct && !ownMemory ? new BounceLayer(file, facts, requests) : file;
+}
+
+/** What does the I/O of a queue that has a ring in any case. */
+export function engineBeside(
+  ring: Ring,
+  { facts, ioEngine }: { facts: DiskFacts; ioEngine: IoEngine },
+  fds: readonly number[],
+): FileEngine {
+  if (ioEngine === 'sync') return new SyncEngine(fds);
+  if (facts.direct || facts.writeThrough) return ring;
+  return new PageCacheEngine(ring, new SyncEngine(fds), fds);
 }
 
 /** Names the calling thread, and pins it where the configuration says so. */
