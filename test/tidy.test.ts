@@ -20,15 +20,17 @@ const floors: Record<string, number> = {
   config: 3,
   device: 3,
   stripe: 4,
-  frontend: 5,
   remote: 5,
   archive: 5,
   observe: 5,
-  probe: 6,
-  doctor: 6,
-  top: 6,
-  commands: 7,
-  main: 8,
+  nbd: 6,
+  frontend: 7,
+  copy: 7,
+  probe: 8,
+  doctor: 8,
+  top: 8,
+  commands: 9,
+  main: 10,
 };
 
 function roomOf(path: string): string {

@@ -28,7 +28,11 @@ export async function exportArchive(archive: Archive, options: ExportOptions): P
   const { path, force } = options;
   refuseExisting(path, force);
   const { stripes, sizeBytes } = archive;
-  const part = PartialImage.open(path, { identity: identityOf(archive), parts: stripes, sizeBytes });
+  const part = PartialImage.open(path, {
+    identity: identityOf(archive),
+    parts: stripes,
+    sizeBytes,
+  });
   try {
     const exported = await new Exporter(archive, part, options).run();
     await part.commit();

@@ -1,16 +1,16 @@
 import { statSync } from 'node:fs';
+import { loadDeviceConfig } from '../config/load_device_config.ts';
+import { isNbdUri } from '../config/nbd_uri.ts';
 import { type Copied, copy } from '../copy/copier.ts';
 import { DiskCopySource, DiskCopyTarget } from '../copy/disk_end.ts';
 import type { CopySource, CopyTarget } from '../copy/ends.ts';
 import { FileSource, FileTarget } from '../copy/file_end.ts';
 import { NbdCopySource, NbdCopyTarget } from '../copy/nbd_end.ts';
 import { copyFromStream, copyToStream } from '../copy/stream.ts';
-import { loadDeviceConfig } from '../config/load_device_config.ts';
 import { freeXts } from '../crypto/xts.ts';
 import { openDisk } from '../device/disk.ts';
 import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { isNbdUri } from '../nbd/uri.ts';
 import { sizeText } from '../size_text.ts';
 import type { Arguments } from './arguments.ts';
 import { openDiskStripes } from './disk_stripes.ts';
@@ -78,12 +78,16 @@ async function fromStream(
   log: Log,
 ): Promise<void> {
   if (targetKind(to) === 'file') {
-    throw new UsageError("from '-' a file is made by the shell: > FILE; name a device, an NBD URI or a disk");
+    throw new UsageError(
+      "from '-' a file is made by the shell: > FILE; name a device, an NBD URI or a disk",
+    );
   }
   const target = await openTarget(args, to, null, log);
   try {
     const limit = Number.MAX_SAFE_INTEGER;
-    const bytes = await copyFromStream(target, limit, signal, (done) => progress.update(done, undefined));
+    const bytes = await copyFromStream(target, limit, signal, (done) =>
+      progress.update(done, undefined),
+    );
     progress.clear();
     tell(args, { sizeBytes: bytes, dataBytes: bytes, zeroBytes: 0, keptBytes: 0 }, to);
   } finally {

@@ -1,13 +1,13 @@
-import { mkdtempSync, rmSync } from 'node:fs';
 import { lookup } from 'node:dns/promises';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { errnoName } from '../../ffi/errno.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { ListeningSocket } from '../../ffi/listening_socket.ts';
 import { isAddress, splitAddress } from '../config/address.ts';
+import { nbdUri } from '../config/nbd_uri.ts';
 import { errorName, UsageError, UserError } from '../errors.ts';
-import { nbdUri } from '../nbd/uri.ts';
 import { checkSocketPlaces } from './socket_places.ts';
 
 const SOCKET_MODE = 0o660;
@@ -32,7 +32,9 @@ export interface Listening {
 export function listenPath(listen: string): string | undefined {
   if (listen.startsWith(UNIX) && listen.length > UNIX.length) return listen.slice(UNIX.length);
   if (isAddress(listen, 0)) return undefined;
-  throw new UsageError(`--listen must be unix:PATH or HOST:PORT (an IPv6 address in brackets), not '${listen}'`);
+  throw new UsageError(
+    `--listen must be unix:PATH or HOST:PORT (an IPv6 address in brackets), not '${listen}'`,
+  );
 }
 
 /** Whether a service manager has passed a socket to this process (sd_listen_fds(3)). */
@@ -112,7 +114,9 @@ function passedSocket(exportName: string, tls: boolean): Listening {
   // A child of ours is not meant.
   for (const name of ['LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES']) delete process.env[name];
   if (shim.ubiblk_socket_listens(fd) !== 1) {
-    throw new UserError('the socket that was passed (descriptor 3) is no stream socket that listens');
+    throw new UserError(
+      'the socket that was passed (descriptor 3) is no stream socket that listens',
+    );
   }
   const port = shim.ubiblk_socket_port(fd);
   const place = port > 0 ? `port ${port}` : 'a socket of the service manager';

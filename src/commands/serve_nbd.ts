@@ -2,12 +2,12 @@ import type { DeviceConfig } from '../config/device_config.ts';
 import type { Psk } from '../crypto/tls_psk.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import type { Disk } from '../device/disk.ts';
+import { MAX_STRING } from '../device/nbd/protocol.ts';
 import { RequestBoard } from '../device/request_board.ts';
 import { UsageError, UserError } from '../errors.ts';
 import { QUEUE_PLACES } from '../frontend/nbd/queue.ts';
 import { type NbdServer, startNbdServer } from '../frontend/nbd/server.ts';
 import type { Log } from '../log.ts';
-import { MAX_STRING } from '../nbd/protocol.ts';
 import { readPskFile } from '../nbd/psk_file.ts';
 import type { MetricsServer } from '../observe/metrics_server.ts';
 import type { LazyDisk } from '../stripe/lazy_disk.ts';
@@ -96,7 +96,9 @@ function wantedOf(args: Arguments): Wanted {
   const exportName = args.value('export') ?? '';
   if (listen !== undefined) listenPath(listen);
   if (listen === undefined && run === undefined && !hasPassedSocket() && !args.has('check')) {
-    throw new UsageError("option '--listen unix:PATH' or '--listen HOST:PORT' is required, or '--run COMMAND'");
+    throw new UsageError(
+      "option '--listen unix:PATH' or '--listen HOST:PORT' is required, or '--run COMMAND'",
+    );
   }
   if (Buffer.byteLength(exportName) > MAX_STRING) {
     throw new UsageError(`option '--export' takes at most ${MAX_STRING} bytes`);

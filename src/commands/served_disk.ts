@@ -2,13 +2,13 @@
 import { Lane } from '../../ffi/lane.ts';
 import { isAddress, splitAddress } from '../config/address.ts';
 import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
+import { parseNbdUri } from '../config/nbd_uri.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, type DiskFacts, openDisk, openNullDisk } from '../device/disk.ts';
 import type { RequestBoard } from '../device/request_board.ts';
 import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import { parseNbdUri } from '../nbd/uri.ts';
 import {
   type DeviceActions,
   type DeviceDescription,
@@ -55,10 +55,16 @@ export async function readSettings(args: Arguments, log: Log): Promise<Settings>
   }
   if (nbdUri !== undefined) parseNbdUri(nbdUri);
   if (file === undefined) {
-    if (nullSizeBytes === undefined && nbdUri === undefined) throw new UsageError("option '--config FILE' is required");
+    if (nullSizeBytes === undefined && nbdUri === undefined)
+      throw new UsageError("option '--config FILE' is required");
     if (kekFile !== undefined) throw new UsageError("option '--kek' needs '--config FILE'");
     const config = { ...defaultTuning, file: '', path: '' };
-    return { config, nullSizeBytes, ...(nbdUri !== undefined && { nbdUri }), wipeSecrets: () => {} };
+    return {
+      config,
+      nullSizeBytes,
+      ...(nbdUri !== undefined && { nbdUri }),
+      wipeSecrets: () => {},
+    };
   }
   const { loadDeviceConfig } = await import('../config/load_device_config.ts');
   const { config, wipeSecrets } = loadDeviceConfig(file, {

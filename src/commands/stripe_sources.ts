@@ -5,8 +5,8 @@ import type {
   StripeSource as SourceConfig,
 } from '../config/device_config.ts';
 import type { Log } from '../log.ts';
-import { describeRemote, RemoteSource } from '../remote/remote_source.ts';
 import { NbdSource, nbdWords } from '../nbd/nbd_source.ts';
+import { describeRemote, RemoteSource } from '../remote/remote_source.ts';
 import type { StripeSource } from '../stripe/interfaces.ts';
 import type { OpenSource } from '../stripe/lazy_disk.ts';
 import { rawExtent, type SourceExtent } from '../stripe/sources/extent.ts';

@@ -2,7 +2,6 @@ import { isUtf8 } from 'node:buffer';
 import { GCM_KEY_BYTES, GCM_NONCE_BYTES } from '../crypto/gcm.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { MAX_IDENTITY_BYTES, MAX_PSK_BYTES } from '../crypto/tls_psk.ts';
-import { parseNbdUri } from '../nbd/uri.ts';
 import { isAddress } from './address.ts';
 import type {
   ArchiveConfig,
@@ -14,6 +13,7 @@ import type {
   StripeSource,
 } from './device_config.ts';
 import { wrappingMethods } from './kek.ts';
+import { parseNbdUri } from './nbd_uri.ts';
 import type { SecretReader } from './secret_reader.ts';
 import type { Mapping } from './yaml_mapping.ts';
 

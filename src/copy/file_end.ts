@@ -41,7 +41,8 @@ export class FileSource implements CopySource {
       const stat = fstatSync(fd, { bigint: true });
       const words = new Uint32Array(new ArrayBuffer(FACTS_WORDS * 4 + 4));
       const result = shim.ubiblk_file_facts(fd, words);
-      if (result < 0) throw new Error(`it is neither a file nor a block device (${errnoName(result)})`);
+      if (result < 0)
+        throw new Error(`it is neither a file nor a block device (${errnoName(result)})`);
       const sizeBytes = Number(new BigUint64Array(words.buffer, 0, 1)[0]);
       const { dev, ino, mtimeNs } = stat;
       return new FileSource(path, fd, sizeBytes, `file ${dev} ${ino} ${mtimeNs} ${sizeBytes}`);
@@ -59,7 +60,8 @@ export class FileSource implements CopySource {
     const count = await readAt(this.lane, this.file, { address, length }, offset).catch((error) => {
       throw new UserError(`'${this.name}' can't be read: ${errorName(error)}`);
     });
-    if (count < length) throw new UserError(`'${this.name}' has become shorter while it was copied`);
+    if (count < length)
+      throw new UserError(`'${this.name}' has become shorter while it was copied`);
     return true;
   }
 

@@ -1,11 +1,12 @@
 /** Exports of NBD servers as ends of a copy. */
+
+import { parseNbdUri } from '../config/nbd_uri.ts';
+import { READ_ONLY, SEND_FLUSH, SEND_WRITE_ZEROES } from '../device/nbd/protocol.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { NbdConnection } from '../nbd/connection.ts';
 import { NbdPool } from '../nbd/pool.ts';
-import { READ_ONLY, SEND_FLUSH, SEND_WRITE_ZEROES } from '../nbd/protocol.ts';
 import { readPskFile } from '../nbd/psk_file.ts';
-import { parseNbdUri } from '../nbd/uri.ts';
 import { type Memory, nativeMemory } from '../remote/channel.ts';
 import type { CopySource, CopyTarget, Extent } from './ends.ts';
 

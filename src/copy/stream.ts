@@ -47,7 +47,8 @@ export async function copyFromStream(
     for (let at = 0; ; ) {
       signal.throwIfAborted();
       const count = fill(memory.bytes);
-      if (at + count > limit) throw new UserError(`standard input has more than the ${limit} bytes of '${target.name}'`);
+      if (at + count > limit)
+        throw new UserError(`standard input has more than the ${limit} bytes of '${target.name}'`);
       if (count > 0) await target.write(at, memory, count);
       at += count;
       progress(at);

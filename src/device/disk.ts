@@ -11,7 +11,7 @@ import { openLibrary, shim } from '../../ffi/library.ts';
 import { freeXts } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
-import type { NbdStart } from '../nbd/nbd_device.ts';
+import type { NbdStart } from './nbd/nbd_device.ts';
 
 export type IoEngine = 'io_uring' | 'sync';
 

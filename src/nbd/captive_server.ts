@@ -6,8 +6,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Subprocess } from 'bun';
-import { ListeningSocket } from '../../ffi/listening_socket.ts';
 import { shim } from '../../ffi/library.ts';
+import { ListeningSocket } from '../../ffi/listening_socket.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 
@@ -26,7 +26,8 @@ export class CaptiveServer {
     log: Log,
   ) {
     void child.exited.then((status) => {
-      if (!this.ending) log.warn(`the NBD server '${name}' has ended with ${child.signalCode ?? status}`);
+      if (!this.ending)
+        log.warn(`the NBD server '${name}' has ended with ${child.signalCode ?? status}`);
     });
   }
 

@@ -1,7 +1,5 @@
 /** What an NBD client says before its first request: "Newstyle negotiation" of the protocol. */
 import type { Psk } from '../crypto/tls_psk.ts';
-import { UserError } from '../errors.ts';
-import type { Channel, Memory } from '../remote/channel.ts';
 import {
   BASE_ALLOCATION,
   type ExportFacts,
@@ -19,7 +17,9 @@ import {
   REP_IS_ERROR,
   Rep,
   textOf,
-} from './protocol.ts';
+} from '../device/nbd/protocol.ts';
+import { UserError } from '../errors.ts';
+import type { Channel, Memory } from '../remote/channel.ts';
 
 /** The longest size that a number of bytes can have here. */
 const MAX_SIZE = 2n ** 53n - 1n;
@@ -185,7 +185,9 @@ class Handshake {
     const { channel, scratch, view } = this;
     await this.send(Opt.EXPORT_NAME, name);
     await channel.receive(scratch, 0, 10).catch((error) => {
-      throw new Error(`${this.options.name} has no export '${this.options.exportName}': ${error.message}`);
+      throw new Error(
+        `${this.options.name} has no export '${this.options.exportName}': ${error.message}`,
+      );
     });
     this.setSize(view.getBigUint64(0));
     this.facts.flags = view.getUint16(8);
@@ -202,7 +204,8 @@ class Handshake {
     try {
       await this.option(option, new Uint8Array());
     } catch (error) {
-      if (error instanceof Refused) throw new UserError(`${name} refuses ${what}: ${error.message}`);
+      if (error instanceof Refused)
+        throw new UserError(`${name} refuses ${what}: ${error.message}`);
       throw error;
     }
   }
@@ -257,7 +260,8 @@ class Handshake {
     const { channel, scratch, view } = this;
     await channel.receive(scratch, 0, 20);
     if (view.getBigUint64(0) !== OPTION_REPLY_MAGIC) throw this.wrong('answers options with noise');
-    if (view.getUint32(8) !== option) throw this.wrong('answers another option than it was asked for');
+    if (view.getUint32(8) !== option)
+      throw this.wrong('answers another option than it was asked for');
     const type = view.getUint32(12);
     const length = view.getUint32(16);
     if (length > MAX_OPTION_BYTES) throw this.wrong(`answers an option with ${length} bytes`);

@@ -2,12 +2,10 @@
  * A connection to an NBD server on the main thread: several requests at a time, whose replies may come
  * in any order. What breaks the protocol's rules ends the connection; nothing of it is believed.
  */
-import type { Psk } from '../crypto/tls_psk.ts';
+
 import { errnoName } from '../../ffi/errno.ts';
-import { type Channel, ChannelError, type Memory, nativeMemory } from '../remote/channel.ts';
-import { Deadline } from '../remote/deadline.ts';
-import { dialTcp, dialUnix } from '../remote/dial.ts';
-import { HANDSHAKE_BYTES, shakeHands } from './client_handshake.ts';
+import type { NbdPlace } from '../config/nbd_uri.ts';
+import type { Psk } from '../crypto/tls_psk.ts';
 import {
   AT_COOKIE,
   AT_FLAGS,
@@ -32,8 +30,11 @@ import {
   SIMPLE_REPLY_MAGIC,
   STATE_ZERO,
   STRUCTURED_REPLY_MAGIC,
-} from './protocol.ts';
-import type { NbdPlace } from './uri.ts';
+} from '../device/nbd/protocol.ts';
+import { type Channel, ChannelError, type Memory, nativeMemory } from '../remote/channel.ts';
+import { Deadline } from '../remote/deadline.ts';
+import { dialTcp, dialUnix } from '../remote/dial.ts';
+import { HANDSHAKE_BYTES, shakeHands } from './client_handshake.ts';
 
 /** Where to connect to, and how long to wait. */
 export interface NbdOptions {
@@ -164,7 +165,8 @@ export class NbdConnection {
    * @param length below 4 GiB
    */
   async extents(offset: number, length: number, one = false): Promise<Extent[]> {
-    return (await this.request(Cmd.BLOCK_STATUS, one ? CMD_REQ_ONE : 0, offset, length, null, 0)).extents;
+    return (await this.request(Cmd.BLOCK_STATUS, one ? CMD_REQ_ONE : 0, offset, length, null, 0))
+      .extents;
   }
 
   close(reason = 'the connection was closed'): void {
@@ -282,7 +284,11 @@ export class NbdConnection {
       const from = pending.at + this.placeOf(pending, hole);
       pending.memory?.bytes.fill(0, from, from + hole);
       pending.got += hole;
-    } else if (type === Chunk.BLOCK_STATUS && pending.type === Cmd.BLOCK_STATUS && length % 8 === 4) {
+    } else if (
+      type === Chunk.BLOCK_STATUS &&
+      pending.type === Cmd.BLOCK_STATUS &&
+      length % 8 === 4
+    ) {
       await this.receiveExtents(pending, length);
     } else {
       throw this.wrong(`sends a chunk of type ${type} and ${length} bytes`);
@@ -379,7 +385,11 @@ export async function openNbdChannel(
 ): Promise<{ channel: Channel; facts: ExportFacts }> {
   const { uri: name, socket, host = '', port = 0, exportName } = place;
   const scratch = nativeMemory(HANDSHAKE_BYTES);
-  const deadline = new Deadline(connectMs, `${name} has not answered in ${connectMs / 1000} s`, stop);
+  const deadline = new Deadline(
+    connectMs,
+    `${name} has not answered in ${connectMs / 1000} s`,
+    stop,
+  );
   let channel: Channel | null = null;
   try {
     const options = { role: 'client' as const, idleMs: operationMs };

@@ -2,25 +2,26 @@
  * An export of an NBD server as a disk without a file, for the main thread: it connects for each queue,
  * shakes hands, gives the queue the socket, and does so again when the queue has lost it.
  */
-import { adopt } from '../remote/dial.ts';
-import { type Channel, nativeMemory } from '../remote/channel.ts';
+
 import { openLibrary, shim } from '../../ffi/library.ts';
+import { parseNbdUri } from '../config/nbd_uri.ts';
 import { Disk, nullFacts } from '../device/disk.ts';
-import { UserError } from '../errors.ts';
-import type { Log } from '../log.ts';
-import { backoffMs } from '../stripe/backoff.ts';
-import { type NbdOptions, openNbdChannel } from './connection.ts';
 import {
   CAN_MULTI_CONN,
   type ExportFacts,
   READ_ONLY,
   SEND_TRIM,
   SEND_WRITE_ZEROES,
-} from './protocol.ts';
+} from '../device/nbd/protocol.ts';
+import { QueueLine, queueLineBytes } from '../device/nbd/queue_line.ts';
+import { UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { type Channel, nativeMemory } from '../remote/channel.ts';
+import { adopt } from '../remote/dial.ts';
+import { backoffMs } from '../stripe/backoff.ts';
+import { type NbdOptions, openNbdChannel } from './connection.ts';
 import { readPskFile } from './psk_file.ts';
-import { QueueLine, queueLineBytes } from './queue_line.ts';
 import { relay } from './tls_relay.ts';
-import { parseNbdUri } from './uri.ts';
 
 const CONNECT_MS = 10_000;
 const FIRST_DELAY_MS = 100;
@@ -69,7 +70,8 @@ export class NbdDisk extends Disk {
       checkFacts(facts, uri);
       const count = (facts.flags & CAN_MULTI_CONN) !== 0 ? queues : 1;
       const fds = new Int32Array(2);
-      if (shim.ubiblk_socket_pair(fds) < 0) throw new UserError("no descriptor is left; raise 'ulimit -n'");
+      if (shim.ubiblk_socket_pair(fds) < 0)
+        throw new UserError("no descriptor is left; raise 'ulimit -n'");
       const start = {
         lines: new SharedArrayBuffer(queueLineBytes(count)),
         eventFds: Array.from({ length: count }, () => shim.ubiblk_eventfd()),
@@ -165,6 +167,8 @@ function checkFacts({ sizeBytes, minBlock }: ExportFacts, uri: string): void {
     throw new UserError(`'${uri}' has ${sizeBytes} bytes, which is no multiple of 512 above 0`);
   }
   if (minBlock > MAX_LOGICAL_BLOCK) {
-    throw new UserError(`'${uri}' takes blocks of ${minBlock} bytes; more than 4096 can't be served`);
+    throw new UserError(
+      `'${uri}' takes blocks of ${minBlock} bytes; more than 4096 can't be served`,
+    );
   }
 }

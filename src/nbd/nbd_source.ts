@@ -1,4 +1,6 @@
 /** An export of an NBD server as a source of stripes; what it says is zeroes is never transferred. */
+
+import { parseNbdUri } from '../config/nbd_uri.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { SourceConnections, StripeBuffer, StripeSource } from '../stripe/interfaces.ts';
@@ -6,7 +8,6 @@ import { CaptiveServer } from './captive_server.ts';
 import type { NbdOptions } from './connection.ts';
 import { NbdPool } from './pool.ts';
 import { readPskFile } from './psk_file.ts';
-import { parseNbdUri } from './uri.ts';
 import { ZeroMap } from './zero_map.ts';
 
 export interface NbdSourceOptions {
@@ -94,7 +95,10 @@ export class NbdSource implements StripeSource {
 }
 
 /** Whatever comes first: a server that ends never answers. */
-async function opened<Result>(opening: Promise<Result>, captive: CaptiveServer | null): Promise<Result> {
+async function opened<Result>(
+  opening: Promise<Result>,
+  captive: CaptiveServer | null,
+): Promise<Result> {
   if (!captive) return await opening;
   const ended = captive.ended.then((words) => {
     throw new UserError(`${words} before it answered; its messages are above`);
@@ -105,7 +109,8 @@ async function opened<Result>(opening: Promise<Result>, captive: CaptiveServer |
 
 function checkFacts(pool: NbdPool, name: string): void {
   const { sizeBytes } = pool.facts;
-  const problem = sizeBytes === 0 ? 'is empty' : sizeBytes % 512 !== 0 ? 'is no multiple of 512' : '';
+  const problem =
+    sizeBytes === 0 ? 'is empty' : sizeBytes % 512 !== 0 ? 'is no multiple of 512' : '';
   if (!problem) return;
   pool.close();
   throw new UserError(`the export of '${name}' has ${sizeBytes} bytes, which ${problem}`);

@@ -2,12 +2,13 @@
  * Connections to one export of an NBD server: as many as it allows, each made anew when it breaks, with
  * growing delays. A request whose connection breaks is tried on another one.
  */
+
+import type { ExportFacts } from '../device/nbd/protocol.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { ChannelError } from '../remote/channel.ts';
 import type { SourceConnections } from '../stripe/interfaces.ts';
 import { NbdConnection, type NbdOptions } from './connection.ts';
-import type { ExportFacts } from './protocol.ts';
 
 const RECONNECT_MS = [0, 500, 1000, 2000, 4000, 8000, 16_000, 30_000];
 /** Connections that a request tries before it is given back to whoever asks again later. */

@@ -74,7 +74,9 @@ export class Channel {
   async secure(psk: Psk): Promise<void> {
     if (this.error) throw this.error;
     if (this.early.length > 0 && this.options.role === 'client') {
-      this.fail('the peer has sent something in the clear that belongs behind the handshake of TLS');
+      this.fail(
+        'the peer has sent something in the clear that belongs behind the handshake of TLS',
+      );
     }
     if (this.error) throw this.error;
     this.tls = new TlsSession(this.options.role, psk);

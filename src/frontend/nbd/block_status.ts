@@ -1,7 +1,7 @@
 /** What is where on a disk, for NBD_CMD_BLOCK_STATUS. */
 import { shim } from '../../../ffi/library.ts';
 import type { DiskFacts } from '../../device/disk.ts';
-import { STATE_HOLE, STATE_ZERO } from '../../nbd/protocol.ts';
+import { STATE_HOLE, STATE_ZERO } from '../../device/nbd/protocol.ts';
 import type { LazyStart } from '../../stripe/lazy_disk.ts';
 import { FETCHED, HAS_SOURCE, SharedStripes } from '../../stripe/shared_state.ts';
 

@@ -10,19 +10,6 @@ import { EOPNOTSUPP } from '../../../ffi/errno.ts';
 import { NativeBuffer } from '../../../ffi/memory.ts';
 import { IovecTable, type Ring } from '../../../ffi/ring.ts';
 import {
-  type BlockDevice,
-  BlockRequest,
-  DISCARD,
-  FLUSH,
-  READ,
-  RequestList,
-  type RequestOwner,
-  type RequestTable,
-  WRITE,
-  WRITE_ZEROES,
-} from '../../device/request.ts';
-import type { QueueBoard } from '../../device/request_board.ts';
-import {
   AT_COOKIE,
   AT_FLAGS,
   AT_LENGTH,
@@ -47,8 +34,21 @@ import {
   SIMPLE_REPLY_BYTES,
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
-} from '../../nbd/protocol.ts';
-import { MAX_MESSAGE_BYTES, RingStream, type StreamOwner } from '../../nbd/ring_stream.ts';
+} from '../../device/nbd/protocol.ts';
+import { MAX_MESSAGE_BYTES, RingStream, type StreamOwner } from '../../device/nbd/ring_stream.ts';
+import {
+  type BlockDevice,
+  BlockRequest,
+  DISCARD,
+  FLUSH,
+  READ,
+  RequestList,
+  type RequestOwner,
+  type RequestTable,
+  WRITE,
+  WRITE_ZEROES,
+} from '../../device/request.ts';
+import type { QueueBoard } from '../../device/request_board.ts';
 import { type BlockStatus, MOST_EXTENTS } from './block_status.ts';
 import { OVER_TLS, WITHOUT_ZEROES } from './link.ts';
 import {
@@ -128,7 +128,14 @@ export interface ConnectionHost {
   problem(words: string): void;
 }
 
-type Phase = 'flags' | 'options' | 'skipping an option' | 'requests' | 'payload' | 'skipping' | 'over';
+type Phase =
+  | 'flags'
+  | 'options'
+  | 'skipping an option'
+  | 'requests'
+  | 'payload'
+  | 'skipping'
+  | 'over';
 
 export class NbdConnection implements RequestOwner, StreamOwner {
   private readonly stream: RingStream;
@@ -207,7 +214,8 @@ export class NbdConnection implements RequestOwner, StreamOwner {
   /** Takes no more requests, and ends when what there is has been answered. */
   leave(): void {
     this.leaving = true;
-    if (this.phase !== 'requests' && this.phase !== 'payload' && this.phase !== 'skipping') this.shutdown();
+    if (this.phase !== 'requests' && this.phase !== 'payload' && this.phase !== 'skipping')
+      this.shutdown();
     this.lookIfOver();
   }
 
@@ -240,7 +248,7 @@ export class NbdConnection implements RequestOwner, StreamOwner {
     if (this.stream.hasOutput) this.announce();
     this.lookIfOver();
     // Slots are free again that requests have waited for.
-    if (this.phase !== 'over') this.parse();
+    if (!this.shut) this.parse();
   }
 
   ended(): void {
@@ -278,7 +286,8 @@ export class NbdConnection implements RequestOwner, StreamOwner {
   private parse(): void {
     let more = true;
     while (more && !this.shut && !this.talking) more = this.step();
-    if (!this.shut && !(this.leaving && this.phase === 'requests')) this.stream.receive();
+    if (this.shut) this.lookIfOver();
+    else if (!this.leaving || this.phase !== 'requests') this.stream.receive();
   }
 
   /** @returns whether something was done, and more may be */
@@ -626,7 +635,8 @@ export class NbdConnection implements RequestOwner, StreamOwner {
     if (this.inFlight > 0 || !stream.idle) return;
     this.phase = 'over';
     for (const list of [this.gathered, this.underWay]) {
-      for (let request = list.shift(); request; request = list.shift()) this.giveBack(request as Slot);
+      for (let request = list.shift(); request; request = list.shift())
+        this.giveBack(request as Slot);
     }
     stream.close();
     this.host.released(this);

@@ -26,7 +26,7 @@ import {
   SEND_WRITE_ZEROES,
   STRIPES_CONTEXT,
   textOf,
-} from '../../nbd/protocol.ts';
+} from '../../device/nbd/protocol.ts';
 
 /** The one export of a server, as clients are told of it. */
 export interface NbdExport {
@@ -76,6 +76,16 @@ export function greeting(): Uint8Array {
   return bytes;
 }
 
+/** An option is answered with an error. */
+class Refusal extends Error {
+  constructor(
+    readonly type: number,
+    words: string,
+  ) {
+    super(words);
+  }
+}
+
 export class Negotiation {
   structured = false;
   /** Of ALLOCATION and STRIPES, for the export that is used. */
@@ -104,6 +114,17 @@ export class Negotiation {
    */
   answer(option: number, data: Uint8Array | null): Uint8Array {
     this.replies = [];
+    try {
+      this.take(option, data);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.error(option, error.type, error.message);
+    }
+    return Buffer.concat(this.replies);
+  }
+
+  /** @throws Refusal */
+  private take(option: number, data: Uint8Array | null): void {
     // Of a client that knows no replies to options there is but one that it can understand.
     if (!this.fixed && option !== Opt.EXPORT_NAME) this.next = 'end';
     else if (option === Opt.EXPORT_NAME) this.exportName(data);
@@ -112,7 +133,6 @@ export class Negotiation {
     else if (this.tls === 'required') this.error(option, Rep.ERR_TLS_REQD, 'TLS is required here');
     else if (data === null) this.error(option, Rep.ERR_TOO_BIG, 'the option is too long');
     else this.inTheOpen(option, data);
-    return Buffer.concat(this.replies);
   }
 
   private inTheOpen(option: number, data: Uint8Array): void {
@@ -173,7 +193,7 @@ export class Negotiation {
   }
 
   private list(option: number, data: Uint8Array): void {
-    if (data.length > 0) return this.error(option, Rep.ERR_INVALID, 'the option takes no data');
+    if (data.length > 0) throw new Refusal(Rep.ERR_INVALID, 'the option takes no data');
     const name = Buffer.from(this.of.name);
     const server = Buffer.alloc(4 + name.length);
     server.writeUInt32BE(name.length, 0);
@@ -188,10 +208,10 @@ export class Negotiation {
     const count = reader.u16();
     const wanted = Array.from({ length: reader.failed ? 0 : count }, () => reader.u16());
     if (!reader.whole || name === null) {
-      return this.error(option, Rep.ERR_INVALID, 'the option is malformed');
+      throw new Refusal(Rep.ERR_INVALID, 'the option is malformed');
     }
     if (!this.isOurs(name)) {
-      return this.error(option, Rep.ERR_UNKNOWN, 'there is no such export');
+      throw new Refusal(Rep.ERR_UNKNOWN, 'there is no such export');
     }
     const { of } = this;
     const facts = Buffer.alloc(12);
@@ -206,7 +226,11 @@ export class Negotiation {
     sizes.writeUInt32BE(of.maxPayload, 10);
     this.reply(option, Rep.INFO, sizes);
     if (wanted.includes(Info.NAME)) {
-      this.reply(option, Rep.INFO, Buffer.concat([Buffer.from([0, Info.NAME]), Buffer.from(of.name)]));
+      this.reply(
+        option,
+        Rep.INFO,
+        Buffer.concat([Buffer.from([0, Info.NAME]), Buffer.from(of.name)]),
+      );
     }
     this.reply(option, Rep.ACK, NO_DATA);
     if (option !== Opt.GO) return;
@@ -226,16 +250,16 @@ export class Negotiation {
     const name = reader.text();
     const count = reader.u32();
     if (reader.failed || name === null) {
-      return this.error(option, Rep.ERR_INVALID, 'the option is malformed');
+      throw new Refusal(Rep.ERR_INVALID, 'the option is malformed');
     }
-    if (count > MAX_QUERIES) return this.error(option, Rep.ERR_TOO_BIG, 'too many queries');
+    if (count > MAX_QUERIES) throw new Refusal(Rep.ERR_TOO_BIG, 'too many queries');
     const queries = Array.from({ length: count }, () => reader.text());
     const set = option === Opt.SET_META_CONTEXT;
     if (!reader.whole || (set && !this.structured)) {
-      return this.error(option, Rep.ERR_INVALID, 'the option is malformed, or comes too early');
+      throw new Refusal(Rep.ERR_INVALID, 'the option is malformed, or comes too early');
     }
     if (set) this.contexts = 0;
-    if (!this.isOurs(name)) return this.error(option, Rep.ERR_UNKNOWN, 'there is no such export');
+    if (!this.isOurs(name)) throw new Refusal(Rep.ERR_UNKNOWN, 'there is no such export');
     let found = 0;
     for (const [bit, context] of this.offered) {
       const matches = (query: string | null) =>

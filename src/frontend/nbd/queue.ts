@@ -15,6 +15,9 @@ import type { NbdExport } from './negotiation.ts';
 /** Places of a queue on the board of requests. */
 export const QUEUE_PLACES = MOST_CONNECTIONS * CONNECTION_SLOTS;
 
+/** Clients' faults that are told as warnings. */
+const MOST_TOLD = 10;
+
 /** What a queue needs to know of its disk. */
 export interface QueueShape {
   export: NbdExport;
@@ -32,6 +35,7 @@ export class NbdQueue implements ConnectionHost {
   private made = 0;
   private withOutput: NbdConnection[] = [];
   private told = 0;
+  private problems = 0;
 
   /**
    * @param device the top of the queue's own device stack
@@ -86,7 +90,9 @@ export class NbdQueue implements ConnectionHost {
   }
 
   problem(words: string): void {
-    this.log.warn(words);
+    // Whoever floods the server must not flood its log.
+    if (this.problems++ < MOST_TOLD) this.log.warn(words);
+    else this.log.debug(words);
   }
 
   private obey(): void {
@@ -109,8 +115,7 @@ export class NbdQueue implements ConnectionHost {
       this.link.closed();
       return;
     }
-    const connection =
-      this.free.pop() ?? new NbdConnection(this, this.made++ * CONNECTION_SLOTS);
+    const connection = this.free.pop() ?? new NbdConnection(this, this.made++ * CONNECTION_SLOTS);
     this.open.add(connection);
     connection.open(fd, NbdLink.bitsOf(value));
   }

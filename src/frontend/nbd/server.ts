@@ -5,9 +5,9 @@
 import { openLibrary, shim } from '../../../ffi/library.ts';
 import type { Psk } from '../../crypto/tls_psk.ts';
 import type { Disk, DiskFacts, IoEngine } from '../../device/disk.ts';
+import { MAX_PAYLOAD } from '../../device/nbd/protocol.ts';
 import type { RequestBoard } from '../../device/request_board.ts';
 import type { Log, LogSettings } from '../../log.ts';
-import { MAX_PAYLOAD } from '../../nbd/protocol.ts';
 import type { LazyDisk, LazyStart } from '../../stripe/lazy_disk.ts';
 import { workerUrl } from '../../worker_url.ts';
 import { maxZeroSectors } from '../limits.ts';

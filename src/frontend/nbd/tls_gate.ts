@@ -4,8 +4,8 @@
  */
 import { shim } from '../../../ffi/library.ts';
 import type { Psk } from '../../crypto/tls_psk.ts';
+import { OPTION_MAGIC } from '../../device/nbd/protocol.ts';
 import type { Log } from '../../log.ts';
-import { OPTION_MAGIC } from '../../nbd/protocol.ts';
 import { relay } from '../../nbd/tls_relay.ts';
 import { type Channel, nativeMemory } from '../../remote/channel.ts';
 import { adopt } from '../../remote/dial.ts';
@@ -94,7 +94,8 @@ export class TlsGate {
     const fds = new Int32Array(2);
     if (shim.ubiblk_socket_pair(fds) < 0) {
       this.log.warn('a client is turned away: no descriptor is left; raise the limit (ulimit -n)');
-      return channel.close();
+      channel.close();
+      return;
     }
     const [ours, theirs] = fds;
     handOver(this.links, this.wakeFds, theirs, OVER_TLS | bits);

@@ -27,10 +27,12 @@ export function isNbdUri(text: string): boolean {
 
 /** @throws UserError that says what is wrong with the URI */
 export function parseNbdUri(uri: string): NbdPlace {
-  const refuse = (what: string) => new UserError(`'${uri}' is no NBD URI that can be used: ${what}`);
+  const refuse = (what: string) =>
+    new UserError(`'${uri}' is no NBD URI that can be used: ${what}`);
   const parts = /^([a-z+]+):(?:\/\/([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?$/.exec(uri);
   const scheme = parts?.[1] ?? '';
-  if (!parts || !SCHEMES.includes(scheme)) throw refuse(`it must begin with ${SCHEMES.join(':// , ')}://`);
+  if (!parts || !SCHEMES.includes(scheme))
+    throw refuse(`it must begin with ${SCHEMES.join(':// , ')}://`);
   const [, , authority = '', path, query = ''] = parts;
   const parameters = parametersOf(query, refuse);
   const place: NbdPlace = {
@@ -57,7 +59,11 @@ export function parseNbdUri(uri: string): NbdPlace {
 }
 
 /** An NBD URI of an export at a Unix socket or at `host:port`. */
-export function nbdUri(place: { socket?: string; address?: string }, name: string, tls: boolean): string {
+export function nbdUri(
+  place: { socket?: string; address?: string },
+  name: string,
+  tls: boolean,
+): string {
   const scheme = tls ? 'nbds' : 'nbd';
   const path = encodeURIComponent(name);
   if (place.socket === undefined) return `${scheme}://${place.address}/${path}`;

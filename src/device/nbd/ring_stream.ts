@@ -3,10 +3,10 @@
  * to where it belongs; what is to be sent is gathered and handed over with one call. Nothing is
  * allocated after the start.
  */
-import { EAGAIN, EINTR } from '../../ffi/errno.ts';
-import { shim } from '../../ffi/library.ts';
-import { high32, low32, NativeBuffer } from '../../ffi/memory.ts';
-import { IovecTable, type Ring, type RingHandler } from '../../ffi/ring.ts';
+import { EAGAIN, EINTR } from '../../../ffi/errno.ts';
+import { shim } from '../../../ffi/library.ts';
+import { high32, low32, NativeBuffer } from '../../../ffi/memory.ts';
+import { IovecTable, type Ring, type RingHandler } from '../../../ffi/ring.ts';
 
 /** Who has a stream. */
 export interface StreamOwner {
@@ -55,6 +55,8 @@ export class RingStream implements RingHandler {
   private fd = -1;
   private isEnded = false;
   private receiving = false;
+  /** What is being received goes straight to its place, not into the buffer. */
+  private straight = false;
   private sending = false;
   /** Where bytes go straight to, and how many are missing; 0: into the buffer. */
   private directAddress = 0;
@@ -117,7 +119,8 @@ export class RingStream implements RingHandler {
   /** Receives into the buffer; nothing where a receive is under way or the buffer is full. */
   receive(): void {
     if (this.receiving || this.isEnded) return;
-    if (this.directLeft > 0) {
+    this.straight = this.directLeft > 0;
+    if (this.straight) {
       this.receiving = true;
       this.ring.receive(this.fd, this.directAddress, this.directLeft, true, this.handler, RECEIVE);
       return;
@@ -199,15 +202,21 @@ export class RingStream implements RingHandler {
       this.receive();
     } else if (result <= 0) {
       this.finish(result);
-    } else if (this.directLeft > 0) {
+    } else if (this.straight) {
       this.directAddress += result;
       this.directLeft -= result;
-      if (this.directLeft > 0) this.receive();
-      else this.owner.received();
+      this.cameDirectly();
     } else {
       this.end += result;
-      this.owner.received();
+      // A place may have been told while this was on its way into the buffer.
+      if (this.directLeft > 0) this.takeTo(this.directAddress, this.directLeft);
+      this.cameDirectly();
     }
+  }
+
+  private cameDirectly(): void {
+    if (this.directLeft > 0) this.receive();
+    else this.owner.received();
   }
 
   private wasSent(result: number): void {

@@ -11,7 +11,7 @@ import {
   EOVERFLOW,
   EPERM,
   EROFS,
-} from '../../ffi/errno.ts';
+} from '../../../ffi/errno.ts';
 
 /** "Newstyle negotiation": what the server says first, `NBDMAGIC` and `IHAVEOPT`. */
 export const NBD_MAGIC = 0x4e42444d41474943n;

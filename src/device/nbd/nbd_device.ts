@@ -3,11 +3,11 @@
  * go over a socket on the queue's own ring. When the connection breaks, requests wait for the next one
  * and are made again; reads, writes and zeroes may be done twice.
  */
-import { EIO } from '../../ffi/errno.ts';
-import { shim } from '../../ffi/library.ts';
-import { NativeBuffer } from '../../ffi/memory.ts';
-import type { Ring, RingHandler } from '../../ffi/ring.ts';
-import type { FailureSink } from '../device/file_device.ts';
+import { EIO } from '../../../ffi/errno.ts';
+import { shim } from '../../../ffi/library.ts';
+import { NativeBuffer } from '../../../ffi/memory.ts';
+import type { Ring, RingHandler } from '../../../ffi/ring.ts';
+import type { FailureSink } from '../file_device.ts';
 import {
   type BlockDevice,
   type BlockRequest,
@@ -16,7 +16,7 @@ import {
   READ,
   WRITE,
   WRITE_ZEROES,
-} from '../device/request.ts';
+} from '../request.ts';
 import {
   AT_COOKIE,
   AT_FLAGS,
@@ -161,7 +161,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   }
 
   received(): void {
-    if (this.phase === 'data' && this.current?.segments === 1 && !this.stream.taking) this.dataCame();
+    if (this.phase === 'data' && this.current?.segments === 1 && !this.stream.taking)
+      this.dataCame();
     let more = true;
     while (more && this.connected) {
       if (this.phase === 'reply') more = this.takeReply();
@@ -276,7 +277,10 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     this.asked[index] = length;
     view.setUint32(head, REQUEST_MAGIC);
     view.setUint16(head + AT_FLAGS, this.flagsOf(request));
-    view.setUint16(head + AT_TYPE, stage === STAGE_FLUSH ? Cmd.FLUSH : this.commandOf(op, writesZeroes));
+    view.setUint16(
+      head + AT_TYPE,
+      stage === STAGE_FLUSH ? Cmd.FLUSH : this.commandOf(op, writesZeroes),
+    );
     view.setUint32(head + AT_COOKIE, 0);
     view.setUint32(head + AT_COOKIE + 4, index);
     const at = length === 0 ? 0 : offset + transferred;
@@ -335,7 +339,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     const magic = view.getUint32(start);
     const structured = magic === STRUCTURED_REPLY_MAGIC && this.start.facts.structured;
     if (magic !== SIMPLE_REPLY_MAGIC && !structured) return this.broken();
-    const request = view.getUint32(start + AT_COOKIE) === 0 && this.active[view.getUint32(start + AT_COOKIE + 4)];
+    const request =
+      view.getUint32(start + AT_COOKIE) === 0 && this.active[view.getUint32(start + AT_COOKIE + 4)];
     if (!request) return this.broken();
     return structured ? this.takeChunk(request) : this.takeSimple(request);
   }
@@ -344,7 +349,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     const { stream } = this;
     const error = stream.view.getUint32(stream.start + 4);
     stream.start += SIMPLE_REPLY_BYTES;
-    if (error === 0 && this.reads(request)) return this.takeData(request, 0, this.asked[request.index], true);
+    if (error === 0 && this.reads(request))
+      return this.takeData(request, 0, this.asked[request.index], true);
     if (error !== 0) this.errors[request.index] = errorFromWire(error);
     this.finish(request);
     return true;
@@ -467,7 +473,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     if (request.stage === STAGE_MAIN && error === 0) {
       request.transferred += asked;
       const rest = request.op !== FLUSH && request.transferred < request.length;
-      const flush = request.durable && request.op !== READ && !this.has(SEND_FUA) && this.has(SEND_FLUSH);
+      const flush =
+        request.durable && request.op !== READ && !this.has(SEND_FUA) && this.has(SEND_FLUSH);
       if (rest || (flush && request.op !== FLUSH)) {
         if (!rest) request.stage = STAGE_FLUSH;
         this.ask(request);
