@@ -22,6 +22,8 @@ export interface NbdSourceOptions {
 /** Requests at once on a connection. */
 const PER_CONNECTION = 8;
 const MOST_PARALLEL = 32;
+/** From the end of a server's socket to the end of its process, in milliseconds. */
+const END_MS = 300;
 
 export class NbdSource implements StripeSource {
   readonly description: string;
@@ -94,17 +96,21 @@ export class NbdSource implements StripeSource {
   }
 }
 
-/** Whatever comes first: a server that ends never answers. */
+/** A server that has ended is a better reason than what its end looks like from here. */
 async function opened<Result>(
   opening: Promise<Result>,
   captive: CaptiveServer | null,
 ): Promise<Result> {
   if (!captive) return await opening;
-  const ended = captive.ended.then((words) => {
-    throw new UserError(`${words} before it answered; its messages are above`);
+  const failed = Promise.withResolvers<never>();
+  const late = opening.catch(async (error) => {
+    await Bun.sleep(END_MS);
+    throw error;
   });
-  ended.catch(() => {});
-  return await Promise.race([opening, ended]);
+  captive.ended.then((words) => {
+    failed.reject(new UserError(`${words} before it could be used; its messages are above`));
+  });
+  return await Promise.race([late, failed.promise]);
 }
 
 function checkFacts(pool: NbdPool, name: string): void {
