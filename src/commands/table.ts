@@ -72,7 +72,7 @@ const deviceConfigOptions: readonly OptionSpec[] = [
 const nbdOption: OptionSpec = {
   long: 'nbd',
   value: 'URI',
-  summary: "Serve an NBD server's export (nbd://host/name) as it is; needs no --config",
+  summary: 'Serve an export (nbd://host/name) as it is; needs no --config',
 };
 
 const metadataOptions: readonly OptionSpec[] = deviceConfigOptions.map((option) =>
@@ -183,7 +183,7 @@ export const commands: readonly CommandSpec[] = [
       {
         long: 'tls-psk',
         value: 'FILE',
-        summary: 'Ask for TLS with the pre-shared key in FILE (a line USER:HEX, as of psktool)',
+        summary: 'Ask for TLS with the pre-shared key in FILE (USER:HEX, by psktool)',
       },
       {
         long: 'run',

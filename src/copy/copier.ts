@@ -36,8 +36,14 @@ export async function copy(
   options: CopyOptions,
 ): Promise<Copied> {
   const copier = new Copier(source, target, options);
+  const { signal } = options;
+  signal.addEventListener('abort', () => {
+    source.stop?.();
+    target.stop?.();
+  });
   try {
     await copier.run();
+    signal.throwIfAborted();
     await target.commit();
   } catch (error) {
     // What went wrong first is what is told.

@@ -18,6 +18,8 @@ export interface CopySource {
   extents(offset: number, length: number): Promise<readonly Extent[]>;
   /** @returns false where all of it is zeroes, and then the memory is as it was @throws Error */
   read(offset: number, memory: Memory, length: number): Promise<boolean>;
+  /** Ends what is under way with an error, where that may take long. */
+  stop?(): void;
   close(): Promise<void>;
 }
 
@@ -37,5 +39,7 @@ export interface CopyTarget {
   commit(): Promise<void>;
   /** Something went wrong: notes what is there. */
   giveUp(): Promise<void>;
+  /** Ends what is under way with an error, where that may take long. */
+  stop?(): void;
   close(): Promise<void>;
 }

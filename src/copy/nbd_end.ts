@@ -67,6 +67,10 @@ export class NbdCopySource implements CopySource {
     return true;
   }
 
+  stop(): void {
+    this.pool.close();
+  }
+
   async close(): Promise<void> {
     this.pool.close();
     this.wipe();
@@ -142,6 +146,10 @@ export class NbdCopyTarget implements CopyTarget {
   }
 
   async giveUp(): Promise<void> {}
+
+  stop(): void {
+    this.pool.close();
+  }
 
   async close(): Promise<void> {
     this.pool.close();
