@@ -77,15 +77,23 @@ int ubiblk_socket_listens(int fd)
     return listens && type == SOCK_STREAM;
 }
 
-/* Accepts a connection that blocks; over TCP nothing is held back for more to come. */
+/* Of a Unix socket, what one side may have sent and the other not received yet. */
+enum { UNIX_BUFFER = 1 << 20 };
+
+/*
+ * Accepts a connection that blocks; over TCP nothing is held back for more to come. A Unix socket gets
+ * room for a large reply, as far as this process may give it: else the two sides would take turns.
+ */
 int ubiblk_stream_accept(int fd)
 {
-    int on = 1;
+    int on = 1, room = UNIX_BUFFER;
     int connection = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
     if (connection < 0)
         return -errno;
     if (setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) == 0)
         setsockopt(connection, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    else if (setsockopt(connection, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room)) < 0)
+        setsockopt(connection, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
     return connection;
 }
 

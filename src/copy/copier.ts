@@ -28,6 +28,8 @@ const GRAIN_BYTES = 64 * 1024;
 /** Extents are asked for so far ahead. */
 const ASKED_BYTES = 2 ** 30;
 const MEMORY_BYTES = 64 << 20;
+/** Units that are zeroed at once. */
+const MOST_ZERO_UNITS = 64;
 
 /** @throws Error of the end that fails; what was copied is kept where the target can go on with it */
 export async function copy(
@@ -122,7 +124,8 @@ class Copier {
         const end = Math.min(at + extent.length, sizeBytes);
         while (at < end && !(at % unitBytes === 0 && target.has(at))) {
           const unitEnd = (Math.floor(at / unitBytes) + 1) * unitBytes;
-          const until = extent.zero && target.isZero ? end : Math.min(end, unitEnd);
+          const many = target.isZero ? end : unitEnd + MOST_ZERO_UNITS * unitBytes;
+          const until = Math.min(end, extent.zero ? many : unitEnd);
           const length = this.wanted(at, until) - at;
           yield { offset: at, length, zero: extent.zero };
           at += length;

@@ -22,6 +22,8 @@ export interface NbdSourceOptions {
 /** Requests at once on a connection. */
 const PER_CONNECTION = 8;
 const MOST_PARALLEL = 32;
+/** What is known of zeroes after this long is enough to begin with. */
+const LEARN_MS = 1000;
 /** From the end of a server's socket to the end of its process, in milliseconds. */
 const END_MS = 300;
 
@@ -75,6 +77,16 @@ export class NbdSource implements StripeSource {
     await pool.use((connection) => connection.read(offset, buffer, wanted));
     buffer.bytes.fill(0, wanted);
     return true;
+  }
+
+  get knownZeroes(): SharedArrayBuffer | undefined {
+    return this.zeroes?.shared;
+  }
+
+  async prepare(): Promise<void> {
+    const learning = this.zeroes?.learnAll((ask) => this.pool.use(ask));
+    // What isn't learnt now is asked for when it is needed.
+    await Promise.race([learning?.catch(() => {}), Bun.sleep(LEARN_MS)]);
   }
 
   whenBack(listener: () => void): void {

@@ -1,16 +1,17 @@
 /** What an NBD server has told of its zeroes (`base:allocation`), asked for in large ranges. */
+import { KNOWN_ZERO } from '../stripe/interfaces.ts';
 import type { Extent, NbdConnection } from './connection.ts';
 
 /** Asked for at once, in bytes: servers answer with as much of it as they care to. */
 const ASKED_BYTES = 2 ** 30;
 const UNKNOWN = 0;
 const DATA = 1;
-const ZERO = 2;
 
 type Ask = (question: (connection: NbdConnection) => Promise<Extent[]>) => Promise<Extent[]>;
 
 export class ZeroMap {
   /** One byte for each stripe. */
+  readonly shared: SharedArrayBuffer;
   private readonly states: Uint8Array;
   private asking: Promise<void> | null = null;
 
@@ -18,7 +19,8 @@ export class ZeroMap {
     private readonly sizeBytes: number,
     private readonly stripeBytes: number,
   ) {
-    this.states = new Uint8Array(Math.ceil(sizeBytes / stripeBytes));
+    this.shared = new SharedArrayBuffer(Math.ceil(sizeBytes / stripeBytes));
+    this.states = new Uint8Array(this.shared);
   }
 
   /** Whether all of a stripe is zeroes, as the server says. @param ask puts a question to it */
@@ -35,7 +37,14 @@ export class ZeroMap {
         this.asking = null;
       }
     }
-    return this.states[stripe] === ZERO;
+    return this.states[stripe] === KNOWN_ZERO;
+  }
+
+  /** Learns of all stripes, one range after the other. @throws Error where the server can't be asked */
+  async learnAll(ask: Ask): Promise<void> {
+    for (let stripe = 0; stripe < this.states.length; stripe++) {
+      if (this.states[stripe] === UNKNOWN) await this.isZero(stripe, ask);
+    }
   }
 
   private async learn(stripe: number, ask: Ask): Promise<void> {
@@ -57,7 +66,7 @@ export class ZeroMap {
     }
     const endOf = (stripe: number) => Math.min((stripe + 1) * stripeBytes, sizeBytes);
     for (let stripe = first; stripe < states.length && endOf(stripe) <= at; stripe++) {
-      if (states[stripe] === UNKNOWN) states[stripe] = ZERO;
+      if (states[stripe] === UNKNOWN) states[stripe] = KNOWN_ZERO;
     }
     // Of the one that was asked for something is known in any case.
     if (states[first] === UNKNOWN) states[first] = DATA;

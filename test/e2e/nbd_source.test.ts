@@ -23,7 +23,7 @@ async function diskFrom(
   { sizeBytes = 16 * MIB, shift = 11, autofetch = false } = {},
 ): Promise<{ server: NbdServer; rpc: string }> {
   const disk = bed.disk({ sizeBytes });
-  bed.fill(disk, sizeBytes, 77);
+  if (sizeBytes < 1 << 30) bed.fill(disk, sizeBytes, 77);
   const rpc = bed.path('rpc.sock');
   const settings: Settings = {
     metadata_path: bed.path('disk.meta'),
@@ -221,6 +221,28 @@ testWith(
     await endNbd(server);
   },
   60_000,
+);
+
+testWith(
+  'a terabyte that is nearly all holes is the same through us: lazily, as it is, and copied',
+  needs,
+  async () => {
+    await using bed = new TestBed();
+    // The plugin compares what is written to it with what it has.
+    const source = await nbdkit(bed, ['sparse-random', '1T', 'percent=0.002', 'seed=7']);
+    const { server } = await diskFrom(bed, { uri: source.uri }, { sizeBytes: 2 ** 40, shift: 13 });
+    await bed.run(['nbdcopy', server.uri, source.uri], { deadlineMs: 60_000 });
+    await endNbd(server);
+    const passed = await serveNbd(bed, null, {}, { args: ['--nbd', source.uri] });
+    await bed.run(['nbdcopy', passed.uri, source.uri], { deadlineMs: 60_000 });
+    const map = ['nbdinfo', '--map', '--totals', '--json'];
+    const totals = async (uri: string) => JSON.parse((await bed.run([...map, uri])).stdout.text);
+    expect(await totals(passed.uri)).toEqual(await totals(source.uri));
+    await endNbd(passed);
+    const copied = await bed.run([binary, 'copy', '--json', source.uri, source.uri]);
+    expect(JSON.parse(copied.stdout.text).sizeBytes).toBe(2 ** 40);
+  },
+  120_000,
 );
 
 testWith(

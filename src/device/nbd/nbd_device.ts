@@ -60,6 +60,8 @@ export interface NbdStart {
 const STAGE_MAIN = 0;
 /** What the server can't make durable at once is flushed. */
 const STAGE_FLUSH = 1;
+/** Not data is asked for, but where there is some. */
+const STAGE_EXTENTS = 2;
 /** Heads of requests that are being sent; with all in use, further ones wait. */
 const HEADS = 256;
 const HEAD_BYTES = 32;
@@ -67,9 +69,13 @@ const ZERO_BYTES = 64 * 1024;
 /** Where the server can't zero, so much is written at once: parts of ZERO_BYTES. */
 const MOST_ZERO_PARTS = 64;
 const EVENT = 0;
+/** Extents that are kept of an answer. */
+export const MOST_EXTENTS = 1024;
+export const EXTENT_BYTES = 8;
+const CONTEXT_BYTES = 4;
 
 /** What is being read of a reply. */
-type Phase = 'reply' | 'data';
+type Phase = 'reply' | 'data' | 'skipping';
 
 export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private readonly stream: RingStream;
@@ -94,6 +100,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private queueHead = 0;
   private phase: Phase = 'reply';
   private current: BlockRequest | null = null;
+  /** Of a chunk that is longer than what is wanted of it. */
+  private toSkip = 0;
   private currentLast = false;
   /** Into a request of several segments: place in it, and bytes that are still to come. */
   private scatterAt = 0;
@@ -128,6 +136,10 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       request.owner.completed(request);
       return;
     }
+    this.take(request);
+  }
+
+  private take(request: BlockRequest): void {
     if (this.failing && !this.connected) {
       request.result = -EIO;
       request.owner.completed(request);
@@ -136,6 +148,22 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     this.active[request.index] = request;
     this.activeCount++;
     this.ask(request);
+  }
+
+  /** Whether the server tells where there is data. */
+  get tellsExtents(): boolean {
+    return this.start.facts.allocationId >= 0;
+  }
+
+  /**
+   * Asks where in a range there is data (NBD_CMD_BLOCK_STATUS). When the request is completed, its memory has
+   * pairs of lengths and states as on the wire, `transferred` of them: the beginning of the range at least.
+   * @param request of less than 4 GiB, with MOST_EXTENTS * EXTENT_BYTES of memory
+   */
+  askExtents(request: BlockRequest): void {
+    request.transferred = 0;
+    request.stage = STAGE_EXTENTS;
+    this.take(request);
   }
 
   /** Sends what was submitted since, in one go. */
@@ -166,6 +194,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     let more = true;
     while (more && this.connected) {
       if (this.phase === 'reply') more = this.takeReply();
+      else if (this.phase === 'skipping') more = this.skip();
       else more = (this.current as BlockRequest).segments !== 1 && this.scatter();
     }
     if (this.connected) this.stream.receive();
@@ -191,6 +220,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     this.failing = false;
     this.phase = 'reply';
     this.current = null;
+    this.toSkip = 0;
     this.headsUsed = 0;
     this.clearQueue();
     for (const request of this.active) if (request) this.ask(request);
@@ -269,17 +299,22 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     const { stream, headView: view, start } = this;
     const { op, offset, transferred, index, stage } = request;
     const head = this.headsUsed++ * HEAD_BYTES;
+    const looks = stage === STAGE_EXTENTS;
     const writesZeroes = op === WRITE_ZEROES && !this.has(SEND_WRITE_ZEROES);
     const left = request.length - transferred;
     const most = writesZeroes ? MOST_ZERO_PARTS * ZERO_BYTES : start.facts.maxPayload;
-    const moves = op === READ || op === WRITE || writesZeroes;
+    const moves = !looks && (op === READ || op === WRITE || writesZeroes);
     const length = stage === STAGE_FLUSH || op === FLUSH ? 0 : moves ? Math.min(left, most) : left;
     this.asked[index] = length;
     view.setUint32(head, REQUEST_MAGIC);
     view.setUint16(head + AT_FLAGS, this.flagsOf(request));
     view.setUint16(
       head + AT_TYPE,
-      stage === STAGE_FLUSH ? Cmd.FLUSH : this.commandOf(op, writesZeroes),
+      looks
+        ? Cmd.BLOCK_STATUS
+        : stage === STAGE_FLUSH
+          ? Cmd.FLUSH
+          : this.commandOf(op, writesZeroes),
     );
     view.setUint32(head + AT_COOKIE, 0);
     view.setUint32(head + AT_COOKIE + 4, index);
@@ -301,7 +336,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   }
 
   private flagsOf({ op, durable, unmap, stage }: BlockRequest): number {
-    if (op === READ || op === FLUSH || stage === STAGE_FLUSH) return 0;
+    if (op === READ || op === FLUSH || stage !== STAGE_MAIN) return 0;
     const fua = durable && this.has(SEND_FUA) ? CMD_FUA : 0;
     const keep = op === WRITE_ZEROES && !unmap && this.has(SEND_WRITE_ZEROES) ? CMD_NO_HOLE : 0;
     return fua | keep;
@@ -369,6 +404,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       if (stream.available < CHUNK_BYTES + length) return false;
       this.errors[request.index] = errorFromWire(view.getUint32(body)) || -EIO;
       stream.start += CHUNK_BYTES + length;
+    } else if (request.stage === STAGE_EXTENTS) {
+      return this.takeExtents(request, type, length, last);
     } else if (type === Chunk.NONE && length === 0) {
       stream.start += CHUNK_BYTES;
     } else if (!this.reads(request)) {
@@ -390,6 +427,36 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       return this.broken();
     }
     if (last) this.finish(request);
+    return true;
+  }
+
+  private takeExtents(request: BlockRequest, type: number, length: number, last: boolean): boolean {
+    const { stream, start } = this;
+    const count = (length - CONTEXT_BYTES) / EXTENT_BYTES;
+    const known = type === Chunk.BLOCK_STATUS && count >= 1 && Number.isInteger(count);
+    if (!known || this.got[request.index] > 0) return this.broken();
+    if (stream.available < CHUNK_BYTES + CONTEXT_BYTES) return false;
+    const id = stream.view.getUint32(stream.start + CHUNK_BYTES);
+    if (id !== start.facts.allocationId) return this.broken();
+    stream.start += CHUNK_BYTES + CONTEXT_BYTES;
+    const kept = Math.min(count, MOST_EXTENTS);
+    this.current = request;
+    this.currentLast = last;
+    this.phase = 'data';
+    this.got[request.index] = kept;
+    this.toSkip = (count - kept) * EXTENT_BYTES;
+    if (!stream.takeTo(request.address, kept * EXTENT_BYTES)) return false;
+    this.dataCame();
+    return true;
+  }
+
+  private skip(): boolean {
+    const { stream } = this;
+    const here = Math.min(stream.available, this.toSkip);
+    stream.start += here;
+    this.toSkip -= here;
+    if (this.toSkip > 0) return false;
+    this.dataCame();
     return true;
   }
 
@@ -440,6 +507,10 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   }
 
   private dataCame(): void {
+    if (this.toSkip > 0) {
+      this.phase = 'skipping';
+      return;
+    }
     const request = this.current as BlockRequest;
     this.current = null;
     this.phase = 'reply';
@@ -466,6 +537,13 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     const { index } = request;
     const asked = this.asked[index];
     const error = this.errors[index];
+    if (request.stage === STAGE_EXTENTS) {
+      request.transferred = this.got[index];
+      if (error === 0 && request.transferred === 0) {
+        this.broken();
+        return;
+      }
+    }
     if (error === 0 && this.reads(request) && this.got[index] !== asked) {
       this.broken();
       return;

@@ -1,12 +1,12 @@
 /** What is where on a disk, for NBD_CMD_BLOCK_STATUS. */
 import { shim } from '../../../ffi/library.ts';
 import type { DiskFacts } from '../../device/disk.ts';
+import { MOST_EXTENTS } from '../../device/nbd/nbd_device.ts';
 import { STATE_HOLE, STATE_ZERO } from '../../device/nbd/protocol.ts';
+import { KNOWN_ZERO } from '../../stripe/interfaces.ts';
 import type { LazyStart } from '../../stripe/lazy_disk.ts';
 import { FETCHED, HAS_SOURCE, SharedStripes } from '../../stripe/shared_state.ts';
 
-/** Extents of one answer. */
-export const MOST_EXTENTS = 1024;
 /** Looks at the file for one answer: each is a system call. */
 const MOST_LOOKS = 4 * MOST_EXTENTS;
 const NOTHING_THERE = STATE_HOLE | STATE_ZERO;
@@ -17,6 +17,7 @@ export type ExtentSink = (length: number, flags: number) => void;
 export class BlockStatus {
   private readonly shared: SharedStripes | null;
   private readonly stripeBytes: number;
+  private readonly knownZeroes: Uint8Array | null;
   /** Whether the file's holes are the disk's. */
   private readonly holesCount: boolean;
 
@@ -25,6 +26,7 @@ export class BlockStatus {
     lazy: LazyStart | null,
   ) {
     this.shared = lazy && new SharedStripes(lazy.shared, lazy.stripes, lazy.queues);
+    this.knownZeroes = lazy?.knownZeroes ? new Uint8Array(lazy.knownZeroes) : null;
     this.stripeBytes = lazy?.options.stripeBytes ?? 0;
     this.holesCount = facts.fd >= 0 && facts.xts === 0 && !facts.isBlockDevice;
   }
@@ -90,7 +92,7 @@ export class BlockStatus {
       const stripe = Math.floor(at / stripeBytes);
       until = Math.min((stripe + 1) * stripeBytes, end);
       if ((shared.look(stripe) & (HAS_SOURCE | FETCHED)) === HAS_SOURCE) {
-        this.flags = 0;
+        this.flags = this.knownZeroes?.[stripe] === KNOWN_ZERO ? NOTHING_THERE : 0;
         return until;
       }
     }

@@ -9,6 +9,7 @@
 import { EOPNOTSUPP } from '../../../ffi/errno.ts';
 import { NativeBuffer } from '../../../ffi/memory.ts';
 import { IovecTable, type Ring } from '../../../ffi/ring.ts';
+import { EXTENT_BYTES, MOST_EXTENTS, type NbdDevice } from '../../device/nbd/nbd_device.ts';
 import {
   AT_COOKIE,
   AT_FLAGS,
@@ -33,6 +34,8 @@ import {
   REQUEST_MAGIC,
   SIMPLE_REPLY_BYTES,
   SIMPLE_REPLY_MAGIC,
+  STATE_HOLE,
+  STATE_ZERO,
   STRUCTURED_REPLY_MAGIC,
 } from '../../device/nbd/protocol.ts';
 import { MAX_MESSAGE_BYTES, RingStream, type StreamOwner } from '../../device/nbd/ring_stream.ts';
@@ -49,7 +52,7 @@ import {
   WRITE_ZEROES,
 } from '../../device/request.ts';
 import type { QueueBoard } from '../../device/request_board.ts';
-import { type BlockStatus, MOST_EXTENTS } from './block_status.ts';
+import type { BlockStatus } from './block_status.ts';
 import { OVER_TLS, WITHOUT_ZEROES } from './link.ts';
 import {
   ALLOCATION,
@@ -73,7 +76,7 @@ const TALK_BYTES = 65536;
 /** The head of a read's reply: chunk and offset. */
 const DATA_HEAD_BYTES = CHUNK_BYTES + 8;
 const ERROR_CHUNK_BYTES = 6;
-const EXTENT_BYTES = 8;
+const ALL_STATES = STATE_HOLE | STATE_ZERO;
 const ALLOWED_FLAGS: Record<number, number> = {
   [Cmd.READ]: CMD_FUA | CMD_DF,
   [Cmd.WRITE]: CMD_FUA,
@@ -95,6 +98,8 @@ class Slot extends BlockRequest {
   startLow = 0;
   wanted = 0;
   end = 0;
+  /** Extents of an answer. */
+  most = 0;
 
   constructor(
     readonly place: number,
@@ -114,6 +119,8 @@ export interface ConnectionHost {
   table: RequestTable;
   board: QueueBoard;
   status: BlockStatus;
+  /** Where the disk is another server's export that tells of its extents: that is asked instead. */
+  remote: NbdDevice | null;
   export: NbdExport;
   /** Bytes of zeroes that go to the disk at once. */
   maxZeroBytes: number;
@@ -262,6 +269,10 @@ export class NbdConnection implements RequestOwner, StreamOwner {
   completed(request: BlockRequest): void {
     const slot = request as Slot;
     const { host } = this;
+    if (slot.command === Cmd.BLOCK_STATUS) {
+      this.remoteAnswered(slot);
+      return;
+    }
     const { offset, length, result, end } = slot;
     if (result === 0 && offset + length < end) {
       this.nextPart(slot);
@@ -457,7 +468,9 @@ export class NbdConnection implements RequestOwner, StreamOwner {
     slot.durable = (flags & CMD_FUA) !== 0;
     slot.unmap = (flags & CMD_NO_HOLE) === 0;
     if (command === Cmd.BLOCK_STATUS) {
-      this.replyStatus(slot, (flags & CMD_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS);
+      slot.most = (flags & CMD_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
+      if (this.host.remote) this.askRemote(slot, this.host.remote);
+      else this.replyStatus(slot);
     } else if ((flags & CMD_FAST_ZERO) !== 0 && !this.host.fastZeroes(slot.unmap)) {
       this.reply(slot, errorToWire(-EOPNOTSUPP));
     } else if (command === Cmd.WRITE && !this.stream.takeTo(slot.memory, wanted)) {
@@ -565,8 +578,9 @@ export class NbdConnection implements RequestOwner, StreamOwner {
   }
 
   /** Extents are rare: a window over the slot's memory is made for each answer. */
-  private replyStatus(slot: Slot, most: number): void {
+  private replyStatus(slot: Slot): void {
     const { stream, contexts, host } = this;
+    const { most } = slot;
     const offset = slot.startHigh * 2 ** 32 + slot.startLow;
     const end = offset + slot.wanted;
     const memory = this.memories[slot.size];
@@ -590,6 +604,66 @@ export class NbdConnection implements RequestOwner, StreamOwner {
     stream.push(slot.memory, length);
     this.gathered.push(slot);
     this.announce();
+  }
+
+  private askRemote(slot: Slot, remote: NbdDevice): void {
+    slot.op = READ;
+    slot.offset = slot.startHigh * 2 ** 32 + slot.startLow;
+    slot.length = slot.wanted;
+    slot.segments = 1;
+    slot.address = slot.memory;
+    slot.durable = false;
+    slot.result = 0;
+    this.inFlight++;
+    remote.askExtents(slot);
+  }
+
+  /** Passes on what another server has told of its extents, where it is told in whole sectors. */
+  private remoteAnswered(slot: Slot): void {
+    this.inFlight--;
+    if (slot.result === 0) {
+      const memory = this.memories[slot.size];
+      const count = this.trimExtents(
+        slot,
+        new DataView(memory.window(slot.memory - memory.address)),
+      );
+      const length = CHUNK_BYTES + 4;
+      this.setChunk(
+        this.headView,
+        slot.head,
+        slot,
+        Chunk.BLOCK_STATUS,
+        4 + count * EXTENT_BYTES,
+        true,
+      );
+      this.headView.setUint32(slot.head + CHUNK_BYTES, ALLOCATION);
+      this.stream.push(this.heads.address + slot.head, length);
+      this.stream.push(slot.memory, count * EXTENT_BYTES);
+      this.gathered.push(slot);
+      this.announce();
+    } else {
+      this.reply(slot, errorToWire(slot.result));
+    }
+    this.lookIfOver();
+  }
+
+  /** @returns how many extents are left, which don't reach behind what was asked for */
+  private trimExtents({ wanted, most, transferred }: Slot, view: DataView): number {
+    const { minBlock } = this.host.export;
+    let at = 0;
+    for (let i = 0; i < Math.min(most, transferred); i++) {
+      const length = Math.min(view.getUint32(i * EXTENT_BYTES), wanted - at);
+      view.setUint32(i * EXTENT_BYTES, length);
+      view.setUint32(i * EXTENT_BYTES + 4, view.getUint32(i * EXTENT_BYTES + 4) & ALL_STATES);
+      at += length;
+      if (length % minBlock !== 0) break;
+      if (at === wanted) return i + 1;
+      if (i + 1 === Math.min(most, transferred)) return i + 1;
+    }
+    // What begins or ends within a sector can't be told of here.
+    view.setUint32(0, wanted);
+    view.setUint32(4, 0);
+    return 1;
   }
 
   /** A free slot with so much memory, null where all are in use. */

@@ -4,6 +4,7 @@
  */
 import { shim } from '../../../ffi/library.ts';
 import type { Ring } from '../../../ffi/ring.ts';
+import { NbdDevice } from '../../device/nbd/nbd_device.ts';
 import type { BlockDevice, RequestTable } from '../../device/request.ts';
 import type { QueueBoard } from '../../device/request_board.ts';
 import type { Log } from '../../log.ts';
@@ -29,6 +30,7 @@ export interface QueueShape {
 export class NbdQueue implements ConnectionHost {
   readonly export: NbdExport;
   readonly maxZeroBytes: number;
+  readonly remote: NbdDevice | null;
   nowNs = 0;
   private readonly open = new Set<NbdConnection>();
   private readonly free: NbdConnection[] = [];
@@ -53,6 +55,7 @@ export class NbdQueue implements ConnectionHost {
   ) {
     this.export = shape.export;
     this.maxZeroBytes = shape.maxZeroBytes;
+    this.remote = device instanceof NbdDevice && device.tellsExtents ? device : null;
     board.reset(QUEUE_PLACES);
   }
 
