@@ -69,6 +69,12 @@ const deviceConfigOptions: readonly OptionSpec[] = [
   { long: 'allow-weak-key', summary: 'Accept an encryption key whose halves are equal' },
 ];
 
+const nullOption: OptionSpec = {
+  long: 'null',
+  value: 'SIZE',
+  summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
+};
+
 const nbdOption: OptionSpec = {
   long: 'nbd',
   value: 'URI',
@@ -114,11 +120,7 @@ export const commands: readonly CommandSpec[] = [
         summary: "Listen here instead of at the configuration's 'socket'",
       },
       { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
-      {
-        long: 'null',
-        value: 'SIZE',
-        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
-      },
+      nullOption,
       nbdOption,
     ],
     examples: [
@@ -152,11 +154,7 @@ export const commands: readonly CommandSpec[] = [
       },
       { long: 'unprivileged', summary: 'Make a device that this user may use without being root' },
       { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
-      {
-        long: 'null',
-        value: 'SIZE',
-        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
-      },
+      nullOption,
       nbdOption,
     ],
     examples: [
@@ -191,11 +189,7 @@ export const commands: readonly CommandSpec[] = [
         summary: 'Run a shell command with $uri set, and end with it',
       },
       { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
-      {
-        long: 'null',
-        value: 'SIZE',
-        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
-      },
+      nullOption,
       nbdOption,
     ],
     examples: [

@@ -7,10 +7,10 @@ import type { ExportFacts } from '../device/nbd/protocol.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { ChannelError } from '../remote/channel.ts';
+import { RECONNECT_MS, Rests } from '../remote/rests.ts';
 import type { SourceConnections } from '../stripe/interfaces.ts';
 import { NbdConnection, type NbdOptions } from './connection.ts';
 
-const RECONNECT_MS = [0, 500, 1000, 2000, 4000, 8000, 16_000, 30_000];
 /** Connections that a request tries before it is given back to whoever asks again later. */
 const ATTEMPTS = 4;
 
@@ -27,7 +27,7 @@ export class NbdPool {
   private readonly lines: Line[] = [];
   private readonly most: number;
   private readonly stop = new AbortController();
-  private readonly alarms = new Set<() => void>();
+  private readonly rests = new Rests();
   private waiters: PromiseWithResolvers<void>[] = [];
   private away: Error | null = null;
   private returnListener: () => void = () => {};
@@ -73,7 +73,7 @@ export class NbdPool {
   }
 
   reconnect(): void {
-    for (const alarm of this.alarms) alarm();
+    this.rests.end();
   }
 
   /**
@@ -157,7 +157,7 @@ export class NbdPool {
       const restMs = RECONNECT_MS[Math.min(line.attempts++, RECONNECT_MS.length - 1)];
       if (restMs > 0) {
         if (last) this.failed(last);
-        await this.rest(restMs);
+        await this.rests.rest(restMs);
       }
       try {
         const connection = await NbdConnection.open(this.options, this.stop.signal);
@@ -170,19 +170,6 @@ export class NbdPool {
         last = error as Error;
       }
     }
-  }
-
-  /** Until so many milliseconds have passed, or there is a reason to believe that the server is back. */
-  private rest(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      const alarm = () => {
-        clearTimeout(timer);
-        this.alarms.delete(alarm);
-        resolve();
-      };
-      const timer = setTimeout(alarm, ms);
-      this.alarms.add(alarm);
-    });
   }
 
   private refuseOther(connection: NbdConnection): void {
