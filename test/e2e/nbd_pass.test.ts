@@ -3,7 +3,7 @@ import { expect } from 'bun:test';
 import { rmSync, statSync } from 'node:fs';
 import { compareImages, endNbd, MIB, nbdkit, nbdPrograms, serveNbd } from './nbd.ts';
 import { binary, client, keyValues } from './processes.ts';
-import { Bed, matrix, need, type Server, seed, testWith } from './support.ts';
+import { Bed, matrix, need, qemuDisk, type Server, seed, testWith } from './support.ts';
 
 const needs = nbdPrograms.map((name) => need.program(name));
 
@@ -15,6 +15,31 @@ async function serveVhost(bed: Bed, uri: string, queues: number): Promise<Server
   const child = bed.spawn(argv);
   await bed.listening(child, 10_000);
   return { child, socket, config };
+}
+
+/** Starts qemu-nbd. @returns the URI of its export */
+async function qemuNbd(bed: Bed, image: string): Promise<string> {
+  const socket = bed.path('qemu.sock');
+  const pid = bed.path('qemu.pid');
+  const child = bed.spawn([
+    'qemu-nbd',
+    '-t',
+    '-e',
+    '8',
+    '--discard=unmap',
+    '-k',
+    socket,
+    '-f',
+    'raw',
+    '--pid-file',
+    pid,
+    image,
+  ]);
+  while (!(await Bun.file(pid).exists())) {
+    if (!child.running) throw new Error(child.report());
+    await Bun.sleep(10);
+  }
+  return `nbd+unix:///?socket=${socket}`;
 }
 
 const rows = matrix({
@@ -47,27 +72,7 @@ for (const { server: kind, queues } of rows) {
       };
       let uri: string;
       if (kind === 'qemu-nbd') {
-        const socket = bed.path('qemu.sock');
-        const pid = bed.path('qemu.pid');
-        const child = bed.spawn([
-          'qemu-nbd',
-          '-t',
-          '-e',
-          '8',
-          '--discard=unmap',
-          '-k',
-          socket,
-          '-f',
-          'raw',
-          '--pid-file',
-          pid,
-          image,
-        ]);
-        while (!(await Bun.file(pid).exists())) {
-          if (!child.running) throw new Error(child.report());
-          await Bun.sleep(10);
-        }
-        uri = `nbd+unix:///?socket=${socket}`;
+        uri = await qemuNbd(bed, image);
       } else {
         uri = (await nbdkit(bed, argv[kind])).uri;
       }
@@ -108,6 +113,77 @@ testWith(
 );
 
 testWith(
+  'parts of a request come in chunks, with holes between them, into memory in parts',
+  [...needs, need.program('qemu-nbd')],
+  async () => {
+    await using bed = new Bed();
+    const image = bed.disk({ sizeBytes: MIB });
+    await bed.run([
+      'qemu-io',
+      '-f',
+      'raw',
+      '-c',
+      'write -P 7 4k 4k',
+      '-c',
+      'write -P 9 12k 4k',
+      image,
+    ]);
+    const server = await serveVhost(bed, await qemuNbd(bed, image), 1);
+    const argv = ['--image-opts', qemuDisk(server.socket), '-c', 'readv -v 0 1024 8192 512 6656'];
+    const { stdout } = await bed.run([client('qemu-io'), ...argv]);
+    const at = (offset: number) =>
+      stdout.text.split(offset.toString(16).padStart(8, '0'))[1].slice(0, 5);
+    const found = [0, 4080, 4096, 8176, 8192, 12272, 12288, 16368].map((offset) =>
+      at(offset).trim(),
+    );
+    const bytes = ['00', '00', '07', '07', '00', '00', '09', '09'];
+    expect(found).toEqual(bytes.map((byte) => `:  ${byte}`));
+    await bed.stop(server);
+  },
+  60_000,
+);
+
+testWith(
+  'extents that are not whole sectors are told as data',
+  needs,
+  async () => {
+    await using bed = new Bed();
+    const image = bed.disk({ sizeBytes: 2 * MIB });
+    await bed.run([
+      'qemu-io',
+      '-f',
+      'raw',
+      '-c',
+      'write -P 7 64k 4k',
+      '-c',
+      'write -P 9 512k 12k',
+      image,
+    ]);
+    const shifted = ['--filter=offset', 'file', image, 'offset=100', 'range=1M'];
+    const source = await nbdkit(bed, shifted);
+    const server = await serveNbd(bed, null, {}, { args: ['--nbd', source.uri] });
+    const { stdout } = await bed.run(['nbdinfo', '--map', '--json', server.uri]);
+    const map: { offset: number; length: number; type: number }[] = JSON.parse(stdout.text);
+    expect(map.filter(({ length }) => length % 512 !== 0)).toEqual([]);
+    const zeroes = map.filter(({ type }) => type === 3);
+    for (const { offset, length } of zeroes) {
+      await bed.run([
+        'qemu-io',
+        '-r',
+        '-f',
+        'raw',
+        '-c',
+        `read -P 0 ${offset} ${length}`,
+        source.uri,
+      ]);
+    }
+    await compareImages(bed, server.uri, source.uri);
+    await endNbd(server);
+  },
+  60_000,
+);
+
+testWith(
   'requests wait for an export that goes away, and are made when it is back',
   needs,
   async () => {
@@ -143,11 +219,23 @@ testWith(
   async () => {
     await using bed = new Bed();
     const source = await nbdkit(bed, ['memory', '1M']);
-    const server = await serveNbd(bed, null, {}, { args: ['--nbd', source.uri] });
+    const rpc = bed.path('rpc.sock');
+    const server = await serveNbd(
+      bed,
+      bed.path('unused'),
+      { rpc_socket_path: rpc },
+      { args: ['--nbd', source.uri] },
+    );
     source.child.signal('SIGKILL');
     await source.child.reaped(10_000);
     const waiting = bed.spawn(['qemu-io', '-f', 'raw', '-c', 'read 0 4k', server.uri]);
     await server.child.said(/is away/, 10_000, 0, server.child.stderr);
+    const deadline = Date.now() + 10_000;
+    const requests = async () =>
+      (await bed.run([binary, 'rpc', rpc, 'queues', '--json'])).stdout.text;
+    while (!(await requests()).includes('"read"')) {
+      if (Date.now() > deadline) throw new Error(`no request waits: ${bed.report()}`);
+    }
     await endNbd(server);
     await waiting.exit(10_000);
   },

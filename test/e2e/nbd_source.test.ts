@@ -173,6 +173,7 @@ testWith(
     const source = await nbdkit(bed, ['file', image]);
     const { server, rpc } = await diskFrom(bed, {
       uri: source.uri,
+      connections: 1,
       operation_attempt_timeout_ms: 2000,
     });
     await bed.run(['qemu-io', '-r', '-f', 'raw', '-c', 'read 0 64k', server.uri]);

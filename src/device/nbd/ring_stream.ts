@@ -14,8 +14,11 @@ export interface StreamOwner {
   received(): void;
   /** All of what was handed over at once is sent. */
   sent(): void;
-  /** The stream has ended (0) or broken (-errno); told once, while sends may still be under way. */
-  ended(result: number): void;
+  /**
+   * The stream has ended or broken; told for each direction in which something was under way, so that
+   * the last time nothing is any more.
+   */
+  ended(): void;
 }
 
 /** Large enough for dozens of small writes, small enough that most of a large one isn't copied. */
@@ -201,7 +204,7 @@ export class RingStream implements RingHandler {
     if (result === -EINTR || result === -EAGAIN) {
       this.receive();
     } else if (result <= 0) {
-      this.finish(result);
+      this.finish();
     } else if (this.straight) {
       this.directAddress += result;
       this.directLeft -= result;
@@ -224,7 +227,7 @@ export class RingStream implements RingHandler {
     this.sending = false;
     if (result < 0 && result !== -EINTR && result !== -EAGAIN) {
       batch.clear();
-      this.finish(result);
+      this.finish();
       this.owner.sent();
       return;
     }
@@ -259,9 +262,8 @@ export class RingStream implements RingHandler {
     this.ring.send(this.fd, this.message.address, this.handler, SEND);
   }
 
-  private finish(result: number): void {
-    if (this.isEnded) return;
+  private finish(): void {
     this.isEnded = true;
-    this.owner.ended(result);
+    this.owner.ended();
   }
 }
