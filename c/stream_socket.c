@@ -1,6 +1,6 @@
 /*
- * Stream sockets that rings send and receive on. A ring does not wait on a socket that is set not to
- * block: those here block, and are close-on-exec.
+ * Stream sockets that rings send and receive on. A ring does not wait on a socket that is set not
+ * to block: those here block, and are close-on-exec.
  */
 #include "ubiblk.h"
 
@@ -81,8 +81,9 @@ int ubiblk_socket_listens(int fd)
 enum { UNIX_BUFFER = 1 << 20 };
 
 /*
- * Accepts a connection that blocks; over TCP nothing is held back for more to come. A Unix socket gets
- * room for a large reply, as far as this process may give it: else the two sides would take turns.
+ * Accepts a connection that blocks; over TCP nothing is held back for more to come. A Unix socket
+ * gets room for a large reply, as far as this process may give it: else the two sides would take
+ * turns.
  */
 int ubiblk_stream_accept(int fd)
 {
@@ -104,8 +105,8 @@ int ubiblk_socket_shutdown(int fd)
 }
 
 /*
- * What is at an offset of a file: the bytes of data or, negative, of a hole, up to end at most. Where
- * the file can't tell, all of it is data.
+ * What is at an offset of a file: the bytes of data or, negative, of a hole, up to end at most.
+ * Where the file can't tell, all of it is data.
  */
 int64_t ubiblk_file_extent(int fd, uint64_t offset, uint64_t end)
 {

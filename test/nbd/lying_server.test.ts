@@ -6,6 +6,8 @@ import { nativeMemory } from '../../src/remote/channel.ts';
 import { Random, seed, soak } from '../random.ts';
 import { bytesOf, FakeServer, type Lie, someExport } from './support.ts';
 
+console.log(`seed ${seed} (UBIBLK_TEST_SEED=${seed} repeats this run)`);
+
 const LENGTH = 8192;
 
 async function tryServer(uri: string): Promise<'right' | 'error'> {

@@ -10,6 +10,8 @@ import {
 import { Random, seed } from '../random.ts';
 import { goData, someExport } from './support.ts';
 
+console.log(`seed ${seed} (UBIBLK_TEST_SEED=${seed} repeats this run)`);
+
 function negotiation(tls: TlsState = 'none', more = {}): Negotiation {
   const made = new Negotiation({ ...someExport, name: 'disk', ...more }, tls);
   made.setFlags(3);

@@ -4,6 +4,8 @@ import type { Extent } from '../../src/nbd/connection.ts';
 import { ZeroMap } from '../../src/nbd/zero_map.ts';
 import { Random, seed } from '../random.ts';
 
+console.log(`seed ${seed} (UBIBLK_TEST_SEED=${seed} repeats this run)`);
+
 test('a stripe is zero if and only if no data is told of in it', async () => {
   const random = new Random(seed);
   for (let round = 0; round < 300; round++) {
