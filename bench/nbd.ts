@@ -2,6 +2,7 @@
 
 import { execFileSync } from 'node:child_process';
 import { existsSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { binary, type Child, hostProgram } from '../test/e2e/processes.ts';
 import { type Figure, init } from './lazy.ts';
@@ -17,6 +18,7 @@ interface Peer {
 type Measure = (uri: string) => number;
 
 const DEADLINE_MS = 10_000;
+const LOOK_MS = 10;
 
 function fio(seconds: number, access: string, block: string, depth: number): Measure {
   return (uri) => {
@@ -106,6 +108,22 @@ export async function* nbdFigures(
   yield await fillFigure(folder, file, sizeBytes, runs, peers[1].argv, socketOf('nbdkit'));
 }
 
+/** Asks a server, without keeping it busy, until all of its disk is there. */
+async function allFetched(rpc: string): Promise<void> {
+  const socket = createConnection(rpc);
+  const ask = () => socket.write('{"command":"status"}\n');
+  ask();
+  let text = '';
+  for await (const part of socket) {
+    text += part;
+    if (!text.endsWith('\n')) continue;
+    const { stripes } = JSON.parse(text).status;
+    if (stripes.fetched === stripes.source) break;
+    text = '';
+    setTimeout(ask, LOOK_MS);
+  }
+}
+
 /** A disk is filled from nbdkit, until everything is durable; nbdcopy to a file, with its flush. */
 async function fillFigure(
   folder: string,
@@ -130,27 +148,34 @@ async function fillFigure(
     rpc_socket_path: rpc,
     stripe_source: { source: 'nbd', uri },
   };
-  const stripes = sizeBytes >> 20;
-  const ready = `until ${binary} rpc ${rpc} status --json | grep -q '"fetched":${stripes}[,}]'; do :; done`;
   const fills: number[] = [];
   const copies: number[] = [];
-  const fill = () => {
+  const fill = async () => {
     writeFileSync(disk, '');
     truncateSync(disk, sizeBytes);
     init(folder, settings);
     const config = writeConfig(folder, settings);
-    fills.push(seconds([binary, 'serve', 'nbd', '--config', config, '--run', ready]));
+    const from = performance.now();
+    const listen = `unix:${join(folder, 'nbd-fill.sock')}`;
+    const server = start([binary, 'serve', 'nbd', '--config', config, '--listen', listen]);
+    await server.said(/listening on /, DEADLINE_MS, 0, server.stderr);
+    await allFetched(rpc);
+    fills.push((performance.now() - from) / 1000);
+    await server.destroy(true);
+  };
+  const copyAll = async () => {
+    copies.push(seconds(['nbdcopy', '--flush', uri, copy]));
   };
   const filler = new PageCacheFiller(join(folder, 'holes.raw'));
   for (let run = 0; run < 2 * Math.ceil(runs / 2); run++) {
-    const sides = [fill, () => copies.push(seconds(['nbdcopy', '--flush', uri, copy]))];
+    const sides = [fill, copyAll];
     // Each comes second as often as the other, and finds memory that need not be asked for.
     for (const side of run % 2 ? sides.toReversed() : sides) {
       for (const path of [disk, copy, metadata]) rmSync(path, { force: true });
       execFileSync('sync');
       filler.fill();
       execFileSync('cat', [file], { stdio: 'ignore' });
-      side();
+      await side();
     }
   }
   filler.close();
