@@ -31,6 +31,7 @@ import {
   type Sample,
   settle,
 } from './measure.ts';
+import { nbdFigures } from './nbd.ts';
 import { remoteFigures } from './remote.ts';
 import { allRows, type Row, type Target } from './rows.ts';
 import {
@@ -408,6 +409,17 @@ async function remoteRows(folder: string, file: string): Promise<Single[]> {
   return singles;
 }
 
+/** NBD clients of others, against servers of others. */
+async function nbdRows(folder: string, file: string): Promise<Single[]> {
+  if (!wanted('nbd')) return [];
+  readIntoCache(file);
+  const singles: Single[] = [];
+  for await (const figure of nbdFigures(folder, file, sizeBytes, runs, seconds)) {
+    singles.push(judgeFigure(figure));
+  }
+  return singles;
+}
+
 /** Archives of this host's programs, in a folder beside the file. */
 function archiveRows(folder: string): Single[] {
   if (!wanted('archive')) return [];
@@ -469,7 +481,7 @@ async function main(): Promise<boolean> {
   if (options.list) {
     for (const row of rows) console.log(row.name);
     for (const name of ['start', 'memory', 'heap']) console.log(`process ${name}`);
-    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'archive', 'ublk'])
+    for (const more of ['counters', 'cipher', 'lazy figures', 'remote', 'nbd', 'archive', 'ublk'])
       console.log(more);
     return true;
   }
@@ -513,6 +525,7 @@ async function main(): Promise<boolean> {
     ...cipherRows(folder, file),
     ...(await lazyFigures(folder)),
     ...(await remoteRows(folder, file)),
+    ...(await nbdRows(folder, file)),
     ...archiveRows(folder),
     ...ublkRows(folder),
   ];

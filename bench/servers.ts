@@ -117,7 +117,8 @@ export async function startPeer(served: Served, mode: string): Promise<RunningSe
   return { name: `qemu-storage-daemon ${mode}`, child, socket, startMs: performance.now() - from };
 }
 
-function start(argv: string[], env: Record<string, string> = {}): Child {
+/** Starts a process that does not outlive the benchmark. */
+export function start(argv: string[], env: Record<string, string> = {}): Child {
   const child = new Child(argv, { env });
   running.add(child);
   return child;

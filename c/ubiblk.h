@@ -173,6 +173,17 @@ UBIBLK_API int ubiblk_socket_receive(int fd, void *buf, uint32_t size, int32_t *
 UBIBLK_API int ubiblk_socket_send(int fd, const void *buf, uint32_t size, const int32_t *fds,
                                   uint32_t fd_count);
 
+/* stream_socket.c */
+
+UBIBLK_API int ubiblk_set_blocking(int fd, int blocking);
+UBIBLK_API int ubiblk_socket_pair(int32_t *fds);
+UBIBLK_API int ubiblk_tcp_listen(const char *address, uint32_t port);
+UBIBLK_API int ubiblk_socket_port(int fd);
+UBIBLK_API int ubiblk_socket_listens(int fd);
+UBIBLK_API int ubiblk_stream_accept(int fd);
+UBIBLK_API int ubiblk_socket_shutdown(int fd);
+UBIBLK_API int64_t ubiblk_file_extent(int fd, uint64_t offset, uint64_t end);
+
 /* system.c */
 
 UBIBLK_API int ubiblk_eventfd(void);

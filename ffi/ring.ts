@@ -19,10 +19,15 @@ const OP_READ_FIXED = 4;
 const OP_WRITE_FIXED = 5;
 export const OP_POLL_ADD = 6;
 export const OP_POLL_REMOVE = 7;
+const OP_SENDMSG = 9;
 export const OP_FALLOCATE = 17;
 export const OP_READ = 22;
 export const OP_WRITE = 23;
+const OP_RECV = 27;
 const OP_URING_CMD = 46;
+/** include/linux/socket.h */
+const MSG_WAITALL = 0x100;
+const MSG_NOSIGNAL = 0x4000;
 
 const FIXED_FILE = 1;
 /** Or-ed to the op of a transfer: a worker thread of the kernel does it (IOSQE_ASYNC). */
@@ -326,6 +331,47 @@ export class Ring {
     sqes[i + 4] = index;
     sqes[i + 5] = handler;
     sqes[i + 8] = ownIndex;
+    sqes[i + 9] = handler;
+  }
+
+  /**
+   * Prepares a receive on a stream socket that blocks. Its result is the bytes, 0 at the end.
+   * @param whole waits for all of them, unless the stream ends or breaks
+   */
+  receive(
+    fd: number,
+    address: number,
+    length: number,
+    whole: boolean,
+    handler: number,
+    index: number,
+  ): void {
+    const i = this.clear(this.next());
+    const sqes = this.sqes;
+    sqes[i] = OP_RECV;
+    sqes[i + 1] = fd;
+    sqes[i + 4] = low32(address);
+    sqes[i + 5] = high32(address);
+    sqes[i + 6] = length;
+    sqes[i + 7] = whole ? MSG_WAITALL : 0;
+    sqes[i + 8] = index;
+    sqes[i + 9] = handler;
+  }
+
+  /**
+   * Prepares a send of all that a struct msghdr names; the result may be less where it is interrupted.
+   * @param message its address, which stays as it is until the completion
+   */
+  send(fd: number, message: number, handler: number, index: number): void {
+    const i = this.clear(this.next());
+    const sqes = this.sqes;
+    sqes[i] = OP_SENDMSG;
+    sqes[i + 1] = fd;
+    sqes[i + 4] = low32(message);
+    sqes[i + 5] = high32(message);
+    sqes[i + 6] = 1;
+    sqes[i + 7] = MSG_WAITALL | MSG_NOSIGNAL;
+    sqes[i + 8] = index;
     sqes[i + 9] = handler;
   }
 

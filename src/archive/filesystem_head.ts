@@ -7,12 +7,9 @@
  * again. Between any two steps the folder holds one whole archive, for readers that follow links.
  */
 import {
-  closeSync,
-  fsyncSync,
   linkSync,
   lstatSync,
   mkdirSync,
-  openSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -21,6 +18,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { syncFolder } from '../stripe/sync_folder.ts';
 import { DESCRIPTION_NAME } from './description.ts';
 import { type Commit, HEAD_NAMES } from './store.ts';
 
@@ -120,16 +118,6 @@ function writeDurable(folder: string, name: string, content: Uint8Array): void {
     throw error;
   }
   syncFolder(folder);
-}
-
-/** Names that were given, changed or taken away there are durable. @throws Error with a `code` */
-export function syncFolder(folder: string): void {
-  const fd = openSync(folder, 'r');
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
 }
 
 function exists(path: string): boolean {

@@ -35,7 +35,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   if (args.value('socket') === '') {
     throw new UsageError("option '--socket' needs a path that is not empty");
   }
-  if (!args.has('config') && args.has('null')) args.required('socket');
+  if (!args.has('config') && (args.has('null') || args.has('nbd'))) args.required('socket');
   const settings = await readSettings(args, log);
   const { config } = settings;
   const socket = socketOf(args, settings);

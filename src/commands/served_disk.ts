@@ -2,12 +2,13 @@
 import { Lane } from '../../ffi/lane.ts';
 import { isAddress, splitAddress } from '../config/address.ts';
 import { type DeviceConfig, defaultTuning } from '../config/device_config.ts';
+import { parseNbdUri } from '../config/nbd_uri.ts';
 import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { type Disk, type DiskFacts, openDisk, openNullDisk } from '../device/disk.ts';
 import { checkIoLog, openIoLog } from '../device/io_log.ts';
 import type { RequestBoard } from '../device/request_board.ts';
-import { UsageError } from '../errors.ts';
+import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import {
   type DeviceActions,
@@ -30,6 +31,8 @@ export interface Settings {
   config: DeviceConfig;
   /** Of the disk of nothing that is served instead of a file; undefined: a file is. */
   nullSizeBytes: number | undefined;
+  /** URI of the NBD export that is served instead of a file. */
+  nbdUri?: string;
   wipeSecrets: () => void;
 }
 
@@ -37,7 +40,7 @@ export interface Settings {
 export const STOP_PATIENCE_MS = 3000;
 
 /**
- * Reads the configuration that `--config` and `--kek` name, or what `--null` stands for.
+ * Reads the configuration that `--config` and `--kek` name, or what `--null` or `--nbd` stands for.
  * @throws UserError or UsageError
  */
 export async function readSettings(args: Arguments, log: Log): Promise<Settings> {
@@ -48,11 +51,22 @@ export async function readSettings(args: Arguments, log: Log): Promise<Settings>
   if (args.has('unlink-kek') && !args.has('kek')) {
     throw new UsageError("option '--unlink-kek' needs '--kek FILE'");
   }
+  const nbdUri = args.value('nbd');
+  if (nbdUri !== undefined && nullSize !== undefined) {
+    throw new UsageError("options '--nbd' and '--null' exclude each other");
+  }
+  if (nbdUri !== undefined) parseNbdUri(nbdUri);
   if (file === undefined) {
-    if (nullSizeBytes === undefined) throw new UsageError("option '--config FILE' is required");
+    if (nullSizeBytes === undefined && nbdUri === undefined)
+      throw new UsageError("option '--config FILE' is required");
     if (args.has('kek')) throw new UsageError("option '--kek' needs '--config FILE'");
     const config = { ...defaultTuning, file: '', path: '' };
-    return { config, nullSizeBytes, wipeSecrets: () => {} };
+    return {
+      config,
+      nullSizeBytes,
+      ...(nbdUri !== undefined && { nbdUri }),
+      wipeSecrets: () => {},
+    };
   }
   const { loadDeviceConfig } = await import('../config/load_device_config.ts');
   const { config, wipeSecrets } = loadDeviceConfig(file, {
@@ -61,23 +75,52 @@ export async function readSettings(args: Arguments, log: Log): Promise<Settings>
     allowWeakKey: args.has('allow-weak-key'),
     warn: (line) => log.warn(line),
   });
-  return { config, nullSizeBytes, wipeSecrets };
+  if (nbdUri !== undefined) refuseWithNbd(config, wipeSecrets);
+  return { config, nullSizeBytes, ...(nbdUri !== undefined && { nbdUri }), wipeSecrets };
+}
+
+/** What of a configuration has no meaning for a disk without a file. */
+function refuseWithNbd(config: DeviceConfig, wipeSecrets: () => void): void {
+  const { file, metadataPath, encryptionKey, ioEngine } = config;
+  const problem =
+    metadataPath !== undefined
+      ? 'metadata_path: a disk with --nbd has no stripes of its own'
+      : encryptionKey
+        ? 'encryption_key: a disk with --nbd is not encrypted here'
+        : ioEngine === 'sync'
+          ? "io_engine: 'sync' is not for --nbd, whose sockets are on the ring"
+          : null;
+  if (problem === null) return;
+  wipeSecrets();
+  throw new UserError(`${file}: ${problem}; leave it out`);
 }
 
 /**
  * Opens and locks the disk. Secrets are wiped where it fails, and by the caller when its source is open,
  * too.
+ * @param readOnly whatever may be written
  * @throws UserError
  */
-export async function openServedDisk(settings: Settings, log: Log): Promise<Disk> {
+export async function openServedDisk(
+  settings: Settings,
+  log: Log,
+  readOnly = false,
+): Promise<Disk> {
   const { config, nullSizeBytes, wipeSecrets } = settings;
   let xts = 0;
   try {
     if (nullSizeBytes !== undefined) return openNullDisk(nullSizeBytes);
+    if (settings.nbdUri !== undefined) {
+      const { NbdDisk } = await import('../nbd/nbd_disk.ts');
+      const disk = await NbdDisk.open(settings.nbdUri, config.numQueues, readOnly, log);
+      config.numQueues = disk.queues;
+      if (config.cpus) config.cpus = config.cpus.slice(0, disk.queues);
+      return disk;
+    }
     refuseSameFilesOf(config);
     if (config.ioDebugPath !== undefined) checkIoLog(config.ioDebugPath);
     xts = expandKeys(config, log);
-    const disk = await openDisk({ ...config, xts }, log);
+    const disk = await openDisk({ ...config, xts, readOnly }, log);
     readyForDebugging(disk, config, log);
     return disk;
   } catch (error) {

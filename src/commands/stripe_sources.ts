@@ -1,9 +1,11 @@
 import type {
   ArchiveConfig,
+  NbdSource as NbdConfig,
   RemoteSource as RemoteConfig,
   StripeSource as SourceConfig,
 } from '../config/device_config.ts';
 import type { Log } from '../log.ts';
+import { NbdSource, nbdWords } from '../nbd/nbd_source.ts';
 import { describeRemote, RemoteSource } from '../remote/remote_source.ts';
 import type { StripeSource } from '../stripe/interfaces.ts';
 import type { OpenSource } from '../stripe/lazy_disk.ts';
@@ -52,6 +54,9 @@ export async function sourceWords(
   if (source?.source === 'remote') {
     return { description: describeRemote(source.address, source.psk?.identity), sizeBytes: null };
   }
+  if (source?.source === 'nbd') {
+    return { description: `nbd (${nbdWords(source)})`, sizeBytes: null };
+  }
   if (source?.source === 'archive') {
     return { description: describeStore(source), sizeBytes: null };
   }
@@ -64,6 +69,7 @@ async function openOther(
   log: Log,
 ): Promise<StripeSource> {
   if (source.source === 'remote') return await openRemote(source, stripeBytes, log);
+  if (source.source === 'nbd') return await openNbd(source, stripeBytes, log);
   return await openArchiveSource(source, stripeBytes, log);
 }
 
@@ -100,4 +106,9 @@ async function openRemote(
     },
     log,
   );
+}
+
+async function openNbd(source: NbdConfig, stripeBytes: number, log: Log): Promise<NbdSource> {
+  const { connectTimeoutMs: connectMs, operationTimeoutMs: operationMs } = source;
+  return await NbdSource.open({ ...source, connectMs, operationMs }, stripeBytes, log);
 }

@@ -94,6 +94,18 @@ const deviceConfigOptions: readonly OptionSpec[] = [
   { long: 'allow-weak-key', summary: 'Accept an encryption key whose halves are equal' },
 ];
 
+const nullOption: OptionSpec = {
+  long: 'null',
+  value: 'SIZE',
+  summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
+};
+
+const nbdOption: OptionSpec = {
+  long: 'nbd',
+  value: 'URI',
+  summary: 'Serve an export (nbd://host/name) as it is; needs no --config',
+};
+
 const metadataOptions: readonly OptionSpec[] = deviceConfigOptions.map((option) =>
   option.long === 'unlink-kek'
     ? { ...option, summary: 'Delete the KEK file when all is done' }
@@ -133,11 +145,8 @@ export const commands: readonly CommandSpec[] = [
         summary: "Listen here instead of at the configuration's 'socket'",
       },
       { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
-      {
-        long: 'null',
-        value: 'SIZE',
-        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
-      },
+      nullOption,
+      nbdOption,
     ],
     examples: [
       'ubiblk serve vhost --config vm.yaml',
@@ -170,11 +179,8 @@ export const commands: readonly CommandSpec[] = [
       },
       { long: 'unprivileged', summary: 'Make a device that this user may use without being root' },
       { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
-      {
-        long: 'null',
-        value: 'SIZE',
-        summary: 'Serve SIZE (512M, 1T) of nothing, for benchmarks; needs no --config',
-      },
+      nullOption,
+      nbdOption,
     ],
     examples: [
       'ubiblk serve ublk --config data.yaml',
@@ -183,6 +189,42 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'info',
     docs: 'docs/serve-ublk.md',
     load: () => import('./serve_ublk.ts'),
+  },
+  {
+    name: 'serve nbd',
+    summary: 'Serve a disk to NBD clients: nbdcopy, qemu-img, guestfish, the kernel',
+    programs: [],
+    options: [
+      ...deviceConfigOptions,
+      {
+        long: 'listen',
+        value: 'WHERE',
+        summary: 'unix:PATH or HOST:PORT; else the socket that systemd has passed',
+      },
+      { long: 'export', value: 'NAME', summary: 'Name of the export, besides the empty one' },
+      { long: 'read-only', summary: 'Let clients write nothing' },
+      {
+        long: 'tls-psk',
+        value: 'FILE',
+        summary: 'Ask for TLS with the pre-shared key in FILE (USER:HEX, by psktool)',
+      },
+      {
+        long: 'run',
+        value: 'COMMAND',
+        summary: 'Run a shell command with $uri set, and end with it',
+      },
+      { long: 'check', summary: 'Open and verify everything, print one line, and exit' },
+      nullOption,
+      nbdOption,
+    ],
+    examples: [
+      'ubiblk serve nbd --config vm.yaml --listen unix:/run/vm7/nbd.sock',
+      "ubiblk serve nbd --config vm.yaml --read-only --run 'nbdcopy $uri disk.raw'",
+      'ubiblk serve nbd --config vm.yaml --listen 10.0.0.7:10809 --tls-psk keys.psk',
+    ],
+    defaultLogLevel: 'info',
+    docs: 'docs/nbd.md',
+    load: () => import('./serve_nbd.ts'),
   },
   {
     name: 'serve stripes',
@@ -549,6 +591,30 @@ export const commands: readonly CommandSpec[] = [
     defaultLogLevel: 'warn',
     docs: 'docs/archives.md',
     load: () => import('./archive_gc.ts'),
+  },
+  {
+    name: 'copy',
+    summary: 'Copy between files, devices, NBD exports and disks, holes and all',
+    programs: [],
+    options: [
+      ...metadataOptions.filter(({ long }) => ['kek', 'strict', 'allow-weak-key'].includes(long)),
+      { long: 'force', summary: 'Replace the file that is there' },
+      {
+        long: 'target-is-zero',
+        summary: 'The target reads as zeroes: write none (new files do in any case)',
+      },
+      ...longOptions,
+    ],
+    operands: ['SOURCE', 'TARGET'],
+    examples: [
+      'ubiblk copy nbd://images.example/debian disk.raw',
+      'ubiblk copy vm7.yaml backup.raw',
+      'ubiblk copy disk.raw nbd+unix:///?socket=/run/vm7/nbd.sock',
+      'ubiblk copy vm7.yaml - | zstd > vm7.raw.zst',
+    ],
+    defaultLogLevel: 'warn',
+    docs: 'docs/copy.md',
+    load: () => import('./copy.ts'),
   },
   {
     name: 'keys generate',

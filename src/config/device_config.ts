@@ -69,7 +69,19 @@ export interface S3Archive {
 
 export type ArchiveConfig = FilesystemArchive | S3Archive;
 
-export type StripeSource = RawSource | RemoteSource | ArchiveConfig;
+/** An export of an NBD server, which runs already or is started for it. */
+export interface NbdSource {
+  source: 'nbd';
+  uri?: string;
+  /** A program and its arguments. */
+  command?: string[];
+  connections: number;
+  connectTimeoutMs: number;
+  /** Milliseconds that one operation may be without progress. */
+  operationTimeoutMs: number;
+}
+
+export type StripeSource = RawSource | RemoteSource | NbdSource | ArchiveConfig;
 
 /** One device configuration file, parsed and validated (spec/config.md part A). */
 export interface DeviceConfig {

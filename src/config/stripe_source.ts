@@ -7,16 +7,20 @@ import type {
   ArchiveConfig,
   ArchiveKek,
   ListenConfig,
+  NbdSource,
   RemoteSource,
   S3Archive,
   StripeSource,
 } from './device_config.ts';
 import { wrappingMethods } from './kek.ts';
+import { parseNbdUri } from './nbd_uri.ts';
 import type { SecretReader } from './secret_reader.ts';
 import type { Mapping } from './yaml_mapping.ts';
 
 const minPskSecretBytes = 16;
 const defaultConnections = 16;
+/** As nbdcopy has. */
+const defaultNbdConnections = 4;
 const maxConnections = 128;
 const milliseconds = { min: 1, max: 3_600_000 };
 const defaultConnectMs = 5000;
@@ -32,7 +36,7 @@ export function readStripeSource(
   mapping: Mapping,
   secrets: SecretReader,
 ): StripeSource | undefined {
-  const source = mapping.requiredChoice('source', ['raw', 'remote', 'archive']);
+  const source = mapping.requiredChoice('source', ['raw', 'remote', 'archive', 'nbd']);
   if (source === undefined) {
     return undefined;
   }
@@ -41,6 +45,8 @@ export function readStripeSource(
     read = { source, path: mapping.requiredPath('path') ?? '' };
   } else if (source === 'remote') {
     read = readRemote(mapping, secrets);
+  } else if (source === 'nbd') {
+    read = readNbd(mapping);
   } else {
     read = readArchive(mapping, secrets);
   }
@@ -48,6 +54,37 @@ export function readStripeSource(
     mapping.reportUnknownKeys();
   }
   return read;
+}
+
+function readNbd(mapping: Mapping): NbdSource {
+  const uri = mapping.string('uri');
+  const command = mapping.has('command') ? mapping.strings('command') : undefined;
+  if (mapping.has('uri') === mapping.has('command')) {
+    mapping.error('source', "'nbd' needs either 'uri' or 'command'");
+  }
+  if (uri !== undefined) {
+    try {
+      parseNbdUri(uri);
+    } catch (error) {
+      mapping.error('uri', (error as Error).message);
+    }
+  }
+  if (command?.length === 0) {
+    mapping.error('command', 'must name the program that serves NBD');
+  }
+  return {
+    source: 'nbd',
+    ...(uri !== undefined && { uri }),
+    ...(command && { command: unbracketed(command) }),
+    connections: readConnections(mapping, defaultNbdConnections),
+    connectTimeoutMs: mapping.integer('connect_timeout_ms', milliseconds) ?? defaultConnectMs,
+    operationTimeoutMs: readOperationTimeout(mapping),
+  };
+}
+
+/** As nbdcopy takes it: `[ nbdkit ... ]`. */
+function unbracketed(command: string[]): string[] {
+  return command[0] === '[' && command.at(-1) === ']' ? command.slice(1, -1) : command;
 }
 
 /** Also the top level of `--server-config`. */
@@ -183,9 +220,9 @@ function readPrefix(mapping: Mapping): string | undefined {
   return prefix;
 }
 
-function readConnections(mapping: Mapping): number {
+function readConnections(mapping: Mapping, usual = defaultConnections): number {
   const range = { min: 0, max: 0xffff_ffff };
-  const connections = mapping.integer('connections', range) ?? defaultConnections;
+  const connections = mapping.integer('connections', range) ?? usual;
   const clamped = Math.min(Math.max(connections, 1), maxConnections);
   if (clamped !== connections) {
     mapping.warn('connections', `${connections} is taken as ${clamped} (1 to ${maxConnections})`);

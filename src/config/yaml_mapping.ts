@@ -275,6 +275,10 @@ export class Mapping {
     return this.#list(key, 'numbers', (node, field) => this.#integerOf(node, field, range));
   }
 
+  strings(key: string): string[] | undefined {
+    return this.#list(key, 'strings', (node, field) => this.#stringOf(node, field));
+  }
+
   /** A string that holds a secret. */
   base64(key: string): Base64Text | undefined {
     const node = this.#value(key);

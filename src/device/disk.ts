@@ -12,6 +12,7 @@ import { freeXts } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import type { IoLogShare } from './io_log.ts';
+import type { NbdStart } from './nbd/nbd_device.ts';
 
 export type IoEngine = 'io_uring' | 'sync';
 
@@ -63,6 +64,8 @@ export interface DiskFacts {
   skipSync?: boolean;
   /** Where what guests read and write is recorded. */
   ioLog?: IoLogShare;
+  /** Of a disk that is an NBD server's export, and then has no file. */
+  nbd?: NbdStart;
 }
 
 /** How long a disk's lock is waited for: a killed server's last writes may still be in flight. */
@@ -107,7 +110,12 @@ export class Disk {
 
 /** A disk of the given size that does nothing (see NullDevice). */
 export function openNullDisk(sizeBytes: number): Disk {
-  return new Disk('null', {
+  return new Disk('null', nullFacts(sizeBytes));
+}
+
+/** The facts of a disk without a file. */
+export function nullFacts(sizeBytes: number): DiskFacts {
+  return {
     fd: -1,
     bufferedFd: -1,
     sizeBytes,
@@ -124,7 +132,7 @@ export function openNullDisk(sizeBytes: number): Disk {
     canPunch: true,
     canZeroRange: true,
     xts: 0,
-  });
+  };
 }
 
 /**

@@ -4,13 +4,16 @@ import { shim } from '../../ffi/library.ts';
 import { type Ring, RingForbidden } from '../../ffi/ring.ts';
 import { BounceLayer } from '../device/bounce.ts';
 import { CryptLayer, InPlaceCryptLayer } from '../device/crypt.ts';
-import type { DiskFacts } from '../device/disk.ts';
+import type { DiskFacts, IoEngine } from '../device/disk.ts';
 import { failureLog } from '../device/failure_log.ts';
 import { FILES_PER_DISK, FileDevice, type FileEngine } from '../device/file_device.ts';
 import { IoLog } from '../device/io_log.ts';
+import { NbdDevice } from '../device/nbd/nbd_device.ts';
 import { NullDevice } from '../device/null_device.ts';
+import { PageCacheEngine } from '../device/page_cache_engine.ts';
 import { RecordLayer } from '../device/record_layer.ts';
 import type { BlockDevice, RequestTable } from '../device/request.ts';
+import { SyncEngine } from '../device/sync_engine.ts';
 import { UnsyncedLayer } from '../device/unsynced.ts';
 import type { Log } from '../log.ts';
 import type { LazyStart } from '../stripe/lazy_disk.ts';
@@ -54,7 +57,7 @@ export function queueStack(
   log: Log,
 ): BlockDevice {
   const { facts, lazy, queue, carry = (below) => below } = disk;
-  const base = carry(baseStack(disk, engine, requests, registrar, log), requests);
+  const base = carry(baseStack(disk, engine, ring, requests, registrar, log), requests);
   if (!lazy) return withDebugging(facts, base, requests, log);
   const { image, stripes, queues, options } = lazy;
   let imageDevice: BlockDevice | null = null;
@@ -86,12 +89,14 @@ function withDebugging(
 }
 
 function baseStack(
-  { facts, ownMemory }: QueueDisk,
+  { facts, ownMemory, queue }: QueueDisk,
   engine: FileEngine,
+  ring: Ring | null,
   requests: RequestTable,
   registrar: Ring | null,
   log: Log,
 ): BlockDevice {
+  if (facts.nbd && ring) return new NbdDevice(ring, facts.nbd, queue, failureLog(log));
   if (facts.fd < 0) return new NullDevice();
   const file = new FileDevice(engine, facts, requests, failureLog(log));
   if (facts.xts !== 0) {
@@ -99,6 +104,17 @@ function baseStack(
     return ownMemory ? new InPlaceCryptLayer(file, crypt, facts.xts, requests) : crypt;
   }
   return facts.direct && !ownMemory ? new BounceLayer(file, facts, requests) : file;
+}
+
+/** What does the I/O of a queue that has a ring in any case. */
+export function engineBeside(
+  ring: Ring,
+  { facts, ioEngine }: { facts: DiskFacts; ioEngine: IoEngine },
+  fds: readonly number[],
+): FileEngine {
+  if (ioEngine === 'sync') return new SyncEngine(fds);
+  if (facts.direct || facts.writeThrough) return ring;
+  return new PageCacheEngine(ring, new SyncEngine(fds), fds);
 }
 
 /** Names the calling thread, and pins it where the configuration says so. */

@@ -14,7 +14,7 @@ export interface StripeCounts {
 
 /** What stays as it is as long as the server runs. */
 export interface DeviceDescription {
-  frontend: 'vhost' | 'ublk';
+  frontend: 'vhost' | 'ublk' | 'nbd';
   deviceId: string;
   /** Of the data file; empty for the null disk. */
   path: string;
@@ -29,7 +29,7 @@ export interface DeviceDescription {
 
 /** What may change at any time. */
 export interface FrontendState {
-  /** A virtual machine is connected, or the block device is there. */
+  /** A virtual machine or a client is connected, or the block device is there. */
   connected: boolean;
   /** Writes may be answered before they are durable. */
   writeback: boolean;

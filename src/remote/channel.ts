@@ -3,7 +3,7 @@
  * not at all. Data goes straight to and from native memory. One receive and one send at a time.
  */
 import type { Socket } from 'bun';
-import { openLibrary } from '../../ffi/library.ts';
+import { openLibrary, shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { type Psk, TLS_SEND_BYTES, TlsError, TlsSession } from '../crypto/tls_psk.ts';
 import { sendFile } from './send_file.ts';
@@ -29,6 +29,8 @@ export interface ChannelOptions {
 
 interface Sink extends Memory {
   from: number;
+  /** When so much is there, the rest isn't waited for. */
+  enough: number;
   end: number;
   done: PromiseWithResolvers<void>;
 }
@@ -36,8 +38,8 @@ interface Sink extends Memory {
 const NOTHING = new Uint8Array(0);
 
 export class Channel {
-  private readonly tls: TlsSession | null;
-  private readonly opened = Promise.withResolvers<void>();
+  private tls: TlsSession | null;
+  private opened = Promise.withResolvers<void>();
   private sink: Sink | null = null;
   private drained: PromiseWithResolvers<void> | null = null;
   /** What came before it was asked for. */
@@ -47,6 +49,8 @@ export class Channel {
   private unsent: Uint8Array = NOTHING;
   private error: Error | null = null;
   private peerEnded = false;
+  /** Somebody else has the socket. */
+  private detached = false;
   private timer: ReturnType<typeof setTimeout> | null = null;
   private progress = 0;
 
@@ -61,6 +65,27 @@ export class Channel {
     if (!this.tls) this.opened.resolve();
     else this.attempt(() => this.stepTls(NOTHING));
     if (this.tls) this.watch();
+  }
+
+  /**
+   * Goes on over TLS, after both sides have agreed to in the clear. Nothing may be under way.
+   * @throws ChannelError
+   */
+  async secure(psk: Psk): Promise<void> {
+    if (this.error) throw this.error;
+    if (this.early.length > 0 && this.options.role === 'client') {
+      this.fail(
+        'the peer has sent something in the clear that belongs behind the handshake of TLS',
+      );
+    }
+    if (this.error) throw this.error;
+    this.tls = new TlsSession(this.options.role, psk);
+    this.opened = Promise.withResolvers<void>();
+    this.opened.promise.catch(() => {});
+    this.attempt(() => this.stepTls(NOTHING));
+    this.watch();
+    this.attempt(() => this.drink());
+    await this.opened.promise;
   }
 
   /** Resolves when bytes can be sent and received. @throws ChannelError */
@@ -80,14 +105,35 @@ export class Channel {
    * @throws ChannelError
    */
   async receive(memory: Memory, from: number, length: number, patient = false): Promise<void> {
+    await this.receiveInto(memory, from, length, length, patient);
+  }
+
+  /**
+   * Receives what comes, at least a byte and `length` at most; waits as long as the connection lives.
+   * @returns how many bytes
+   * @throws ChannelError
+   */
+  async receiveSome(memory: Memory, length: number): Promise<number> {
+    return await this.receiveInto(memory, 0, length, 1, true);
+  }
+
+  private async receiveInto(
+    { address, bytes }: Memory,
+    from: number,
+    length: number,
+    least: number,
+    patient: boolean,
+  ): Promise<number> {
     if (this.error) throw this.error;
-    if (length === 0) return;
+    if (length === 0) return 0;
     const done = Promise.withResolvers<void>();
-    this.sink = { address: memory.address, bytes: memory.bytes, from, end: from + length, done };
+    const sink = { address, bytes, from, enough: from + least, end: from + length, done };
+    this.sink = sink;
     this.attempt(() => this.drink());
     if (this.sink && !patient) this.watch();
     if (this.sink && this.peerEnded) this.fail('the peer has closed the connection');
     await done.promise;
+    return sink.from - from;
   }
 
   /** Whether the peer has sent something, or ended, that was not asked for yet. */
@@ -121,6 +167,24 @@ export class Channel {
     return count;
   }
 
+  /**
+   * Gives the connection away, which goes in the clear: nothing more is received or sent here.
+   * @returns another descriptor of its socket, which blocks
+   * @throws ChannelError where there is none, or the peer has sent something already
+   */
+  detach(): number {
+    if (this.hasInput) this.fail('the peer has sent what nobody asked for');
+    if (this.error) throw this.error;
+    this.socket.pause();
+    this.detached = true;
+    // Not in Bun's types; -1 when it is closed.
+    const { fd = -1 } = this.socket as unknown as { fd?: number };
+    const copy = shim.ubiblk_dup(fd);
+    if (copy < 0) throw new ChannelError("no descriptor is left; raise 'ulimit -n'");
+    shim.ubiblk_set_blocking(copy, 1);
+    return copy;
+  }
+
   /** Ends the connection; whoever waits gets an error. */
   close(reason = 'the connection was closed'): void {
     if (!this.error && this.tls?.established && this.unsent.length === 0) {
@@ -133,7 +197,7 @@ export class Channel {
   // What happens to the socket.
 
   received(bytes: Uint8Array): void {
-    if (this.error) return;
+    if (this.error || this.detached) return;
     this.progress++;
     this.early.push(bytes);
     this.attempt(() => this.drink());
@@ -152,11 +216,13 @@ export class Channel {
 
   /** The peer sends nothing more. */
   receivedEnd(): void {
+    if (this.detached) return;
     this.peerEnded = true;
     if (this.sink || !this.isOpen) this.fail('the peer has closed the connection');
   }
 
   closed(error?: Error): void {
+    if (this.detached) return;
     this.peerEnded = true;
     this.fail(
       error ? `the connection broke: ${error.message}` : 'the peer has closed the connection',
@@ -217,7 +283,7 @@ export class Channel {
     const sink = this.sink as Sink;
     sink.from += count;
     if (count > 0) this.progress++;
-    if (sink.from < sink.end) return;
+    if (sink.from < sink.enough) return;
     this.sink = null;
     this.unwatch();
     sink.done.resolve();

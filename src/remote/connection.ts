@@ -1,10 +1,10 @@
 /** One connection to a stripe server: it is opened, asked for stripes one after the other, and closed. */
-import { lookup } from 'node:dns/promises';
-import type { Socket } from 'bun';
 import { splitAddress } from '../config/address.ts';
 import type { Psk } from '../crypto/tls_psk.ts';
-import { errorName, UserError } from '../errors.ts';
-import { Channel, ChannelError, type Memory, nativeMemory } from './channel.ts';
+import { UserError } from '../errors.ts';
+import { type Channel, ChannelError, type Memory, nativeMemory } from './channel.ts';
+import { Deadline } from './deadline.ts';
+import { dialTcp } from './dial.ts';
 import {
   HELLO_BYTES,
   LENGTH_BYTES,
@@ -72,7 +72,9 @@ export class StripeConnection {
     const silent = (ms: number) => `${address} has not answered in ${ms / 1000} s`;
     let deadline = new Deadline(connectMs, silent(connectMs), stop);
     try {
-      channel = await deadline.before(connect(options, deadline.over));
+      const channelOptions = { role: 'client' as const, idleMs: operationMs, ...(psk && { psk }) };
+      const server = splitAddress(address);
+      channel = await deadline.before(dialTcp(server, channelOptions, deadline.over));
       if (!psk) deadline.message += '; if it wants TLS, give psk_identity and psk_secret';
       await deadline.before(channel.open());
       await deadline.before(greet(channel, scratch, address));
@@ -139,63 +141,6 @@ export class StripeConnection {
   }
 }
 
-/** @param over when nobody waits for it any more */
-async function connect(options: ConnectionOptions, over: AbortSignal): Promise<Channel> {
-  const { address } = options;
-  const { host, port } = splitAddress(address);
-  // Names are looked up each time: a server may have moved.
-  const found = await lookup(host, { all: true }).catch((error) => {
-    throw new Error(`'${host}' can't be resolved: ${errorName(error)}`);
-  });
-  let last: unknown;
-  for (const { address: hostname } of found) {
-    if (over.aborted) break;
-    try {
-      return await connectTo(hostname, port, options, over);
-    } catch (error) {
-      last = error;
-    }
-  }
-  throw new Error(`${address} can't be connected to: ${errorName(last)}`);
-}
-
-async function connectTo(
-  hostname: string,
-  port: number,
-  { psk, operationMs }: ConnectionOptions,
-  over: AbortSignal,
-): Promise<Channel> {
-  const opened = Promise.withResolvers<Channel>();
-  const socket = Bun.connect<Channel>({
-    hostname,
-    port,
-    socket: {
-      open(socket: Socket<Channel>) {
-        // The secret may be wiped by now.
-        if (over.aborted) return void socket.end();
-        socket.setNoDelay(true);
-        socket.setKeepAlive(true, 30_000);
-        const options = { role: 'client' as const, idleMs: operationMs, ...(psk && { psk }) };
-        socket.data = new Channel(socket, options);
-        opened.resolve(socket.data);
-      },
-      ...channelEvents,
-    },
-  });
-  // The failure to connect is told by both.
-  socket.catch(opened.reject);
-  return await opened.promise;
-}
-
-/** What a socket tells its channel. */
-export const channelEvents = {
-  data: (socket: Socket<Channel>, bytes: Uint8Array) => socket.data?.received(bytes),
-  drain: (socket: Socket<Channel>) => socket.data?.writable(),
-  end: (socket: Socket<Channel>) => socket.data?.receivedEnd(),
-  close: (socket: Socket<Channel>, error?: Error) => socket.data?.closed(error),
-  error: (socket: Socket<Channel>, error: Error) => socket.data?.closed(error),
-};
-
 /** Servers of the older generation know no greeting, and say so. */
 async function greet(channel: Channel, scratch: Memory, address: string): Promise<void> {
   scratch.bytes[0] = OP_HELLO;
@@ -243,42 +188,4 @@ async function receiveMetadata(
 
 function notOurs(address: string, what: string): UserError {
   return new UserError(`${address} ${what}; is it a stripe server?`);
-}
-
-/** A time by which several steps together must be done, unless they are given up before. */
-class Deadline {
-  private readonly ended = new AbortController();
-  private readonly passed = Promise.withResolvers<never>();
-  private readonly timer: ReturnType<typeof setTimeout>;
-  private readonly giveUp = () => this.end('the connection was given up');
-
-  constructor(
-    ms: number,
-    public message: string,
-    private readonly stop: AbortSignal,
-  ) {
-    this.passed.promise.catch(() => {});
-    this.timer = setTimeout(() => this.end(this.message), ms);
-    stop.addEventListener('abort', this.giveUp);
-    if (stop.aborted) this.giveUp();
-  }
-
-  /** Is aborted when nobody waits for the steps any more. */
-  get over(): AbortSignal {
-    return this.ended.signal;
-  }
-
-  async before<Result>(step: Promise<Result>): Promise<Result> {
-    return await Promise.race([step, this.passed.promise]);
-  }
-
-  clear(): void {
-    clearTimeout(this.timer);
-    this.stop.removeEventListener('abort', this.giveUp);
-  }
-
-  private end(message: string): void {
-    this.ended.abort();
-    this.passed.reject(new Error(message));
-  }
 }

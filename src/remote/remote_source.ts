@@ -9,6 +9,7 @@ import { HAS_SOURCE, WRITTEN } from '../stripe/shared_state.ts';
 import { ChannelError } from './channel.ts';
 import { type ConnectionOptions, StripeConnection } from './connection.ts';
 import type { RemoteStripes } from './protocol.ts';
+import { RECONNECT_MS, Rests } from './rests.ts';
 
 export interface RemoteOptions extends ConnectionOptions {
   connections: number;
@@ -18,7 +19,6 @@ export interface RemoteOptions extends ConnectionOptions {
   reconnectMs?: readonly number[];
 }
 
-const RECONNECT_MS = [0, 500, 1000, 2000, 4000, 8000, 16_000, 30_000];
 /** Connections that a read tries before it is given back to whoever asks again later. */
 const ATTEMPTS = 4;
 
@@ -50,8 +50,7 @@ export class RemoteSource implements StripeSource {
   private returnListener: () => void = () => {};
   private readonly lanes: Lane[] = [];
   private readonly waiters: Waiter[] = [];
-  /** They end the rests before attempts to connect. */
-  private readonly alarms = new Set<() => void>();
+  private readonly rests = new Rests();
   private readonly stop = new AbortController();
   /** Why there is no connection at all, null where there is one, or where the first ones are made. */
   private away: Error | null = null;
@@ -138,14 +137,14 @@ export class RemoteSource implements StripeSource {
   }
 
   reconnect(): void {
-    this.wakeAll();
+    this.rests.end();
   }
 
   async close(): Promise<void> {
     this.stop.abort();
     for (const lane of this.lanes) lane.connection?.close();
     for (const waiter of this.waiters.splice(0)) waiter.refuse(new Error('the source was closed'));
-    this.wakeAll();
+    this.rests.end();
     this.psk?.secret.wipe();
   }
 
@@ -217,7 +216,7 @@ export class RemoteSource implements StripeSource {
       const restMs = reconnectMs[Math.min(lane.attempts++, reconnectMs.length - 1)];
       if (restMs > 0) {
         if (reason) this.failed(reason);
-        await this.rest(restMs);
+        await this.rests.rest(restMs);
       }
       try {
         const connection = await StripeConnection.open(this.options, this.stop.signal);
@@ -229,23 +228,6 @@ export class RemoteSource implements StripeSource {
         reason = error as Error;
       }
     }
-  }
-
-  /** Until so many milliseconds have passed, or another connection shows that the server is back. */
-  private rest(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      const alarm = () => {
-        clearTimeout(timer);
-        this.alarms.delete(alarm);
-        resolve();
-      };
-      const timer = setTimeout(alarm, ms);
-      this.alarms.add(alarm);
-    });
-  }
-
-  private wakeAll(): void {
-    for (const alarm of this.alarms) alarm();
   }
 
   private refuseOther(connection: StripeConnection): void {
@@ -269,7 +251,7 @@ export class RemoteSource implements StripeSource {
     if (wasAway) this.log.info(`${this.options.address} is back`);
     this.giveBack(lane);
     if (!wasAway) return;
-    this.wakeAll();
+    this.rests.end();
     this.returnListener();
   }
 

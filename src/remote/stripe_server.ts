@@ -7,7 +7,7 @@ import { warnOfUnlockedSecrets } from '../crypto/unlocked_secrets.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { Channel, ChannelError, type Memory, nativeMemory } from './channel.ts';
-import { channelEvents } from './connection.ts';
+import { channelEvents } from './dial.ts';
 import type { ServedStripes } from './served_disk.ts';
 import { PIECE_BYTES, type SessionCounts, type SharedMemory, StripeSession } from './session.ts';
 

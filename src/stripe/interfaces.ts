@@ -3,6 +3,9 @@
  * on the main thread; each has a real implementation and one in the simulation.
  */
 
+/** What a source's `knownZeroes` has for a stripe that is known to be zeroes. */
+export const KNOWN_ZERO = 2;
+
 /** Where stripes come from. Its bytes are plain; stripes that it doesn't have are not asked for. */
 export interface StripeSource {
   /** In words, for messages and status: `raw (path: P, size: N bytes)`. */
@@ -34,6 +37,10 @@ export interface StripeSource {
   readonly connections?: SourceConnections;
   /** Tries at once to have again what it has lost. */
   reconnect?(): void;
+  /** For each stripe a byte, KNOWN_ZERO where that is known; it is filled in as it becomes known. */
+  readonly knownZeroes?: SharedArrayBuffer;
+  /** Learns what it can in a moment, before it is used. */
+  prepare?(): Promise<void>;
   /** Gives up connections and files; nothing is asked for afterwards. */
   close(): Promise<void>;
 }

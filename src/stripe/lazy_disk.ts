@@ -41,6 +41,8 @@ export interface LazyStart {
   /** The image that unfetched stripes may be read from. */
   image: DiskFacts | null;
   options: Omit<LazyOptions, 'queue'>;
+  /** Of the source: which stripes are known to be zeroes. */
+  knownZeroes: SharedArrayBuffer | null;
 }
 
 /** Memory for stripes under way. */
@@ -218,6 +220,7 @@ export async function openLazyDisk(
     const source =
       missing.count > 0 ? await openConfigured(config, stripeBytes, openSource, log) : null;
     if (source) await checkSource(source, missing.last, stripes);
+    await source?.prepare?.();
     const image = source instanceof RawSource ? source : null;
     const start: LazyStart = {
       shared: new SharedArrayBuffer(sharedStripeBytes(stripes, queues)),
@@ -231,6 +234,7 @@ export async function openLazyDisk(
         imageBytes: image?.sizeBytes ?? 0,
         copyOnRead: config.copyOnRead,
       },
+      knownZeroes: source?.knownZeroes ?? null,
     };
     return new LazyDisk(start, metadata, disk, image, source, config, log);
   } catch (error) {

@@ -4,13 +4,11 @@ import { attachLibrary, shim } from '../../../ffi/library.ts';
 import { Ring } from '../../../ffi/ring.ts';
 import type { UblkMode } from '../../config/device_config.ts';
 import type { FileEngine } from '../../device/file_device.ts';
-import { PageCacheEngine } from '../../device/page_cache_engine.ts';
 import { type BlockDevice, RequestTable } from '../../device/request.ts';
 import { QueueBoard } from '../../device/request_board.ts';
-import { SyncEngine } from '../../device/sync_engine.ts';
 import { Log } from '../../log.ts';
 import { Pulse } from '../heartbeat.ts';
-import { prepareThread, queueFiles, queueStack, refusal } from '../queue_stack.ts';
+import { engineBeside, prepareThread, queueFiles, queueStack, refusal } from '../queue_stack.ts';
 import type { WorkerAnswer } from '../thread.ts';
 import { RingWaiter } from '../waiter.ts';
 import { Io } from './protocol.ts';
@@ -101,12 +99,8 @@ function build(start: UblkQueueStart, ring: Ring): UblkQueue {
 }
 
 function engineFor(start: UblkQueueStart, ring: Ring, fds: number[]): FileEngine {
-  const { facts, ioEngine, device } = start;
   // Only the ring gets at memory that is registered.
-  if (device.mode === 'zero_copy') return ring;
-  if (ioEngine === 'sync') return new SyncEngine(fds);
-  if (facts.direct || facts.writeThrough) return ring;
-  return new PageCacheEngine(ring, new SyncEngine(fds), fds);
+  return start.device.mode === 'zero_copy' ? ring : engineBeside(ring, start, fds);
 }
 
 /** Runs where the queue's requests come from. */

@@ -1,0 +1,197 @@
+import { statSync } from 'node:fs';
+import { loadDeviceConfig } from '../config/load_device_config.ts';
+import { isNbdUri } from '../config/nbd_uri.ts';
+import { type Copied, copy } from '../copy/copier.ts';
+import { DiskCopySource, DiskCopyTarget } from '../copy/disk_end.ts';
+import type { CopySource, CopyTarget } from '../copy/ends.ts';
+import { FileSource, FileTarget } from '../copy/file_end.ts';
+import { NbdCopySource, NbdCopyTarget } from '../copy/nbd_end.ts';
+import { copyFromStream, copyToStream } from '../copy/stream.ts';
+import { freeXts } from '../crypto/xts.ts';
+import { openDisk } from '../device/disk.ts';
+import { UsageError, UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
+import { sizeText } from '../size_text.ts';
+import type { Arguments } from './arguments.ts';
+import { openDiskStripes } from './disk_stripes.ts';
+import { interruptibly } from './interruption.ts';
+import { writeOutput } from './output.ts';
+import { longProgress, type Progress } from './progress.ts';
+import { expandKeys } from './served_disk.ts';
+
+const STREAM = '-';
+/** A server that is dying is waited for, one that lives is not. */
+const LOCK_WAIT_MS = 2000;
+
+/** `ubiblk copy`: copies between files, devices, NBD exports and disks (docs/copy.md). */
+export async function run(args: Arguments, log: Log): Promise<number> {
+  const [from, to] = args.operands;
+  if (from === STREAM && to === STREAM) throw new UsageError("SOURCE and TARGET can't both be '-'");
+  const progress = longProgress(args.has('quiet'));
+  const remedy =
+    from === STREAM || to === STREAM || targetKind(to) !== 'file'
+      ? 'the target is not complete'
+      : `to go on with '${to}.partial', give the same command again`;
+  const work = async (signal: AbortSignal) => {
+    if (from === STREAM) await fromStream(args, to, signal, progress, log);
+    else await fromSource(args, from, to, signal, progress, log);
+    return 0;
+  };
+  return await interruptibly(work, remedy, progress, log);
+}
+
+async function fromSource(
+  args: Arguments,
+  from: string,
+  to: string,
+  signal: AbortSignal,
+  progress: Progress,
+  log: Log,
+): Promise<void> {
+  const source = await openSource(args, from, log);
+  const update = (done: number, total: number) => progress.update(done, total);
+  try {
+    if (to === STREAM) {
+      await copyToStream(source, signal, update);
+      progress.clear();
+      return;
+    }
+    const target = await openTarget(args, to, source, log);
+    try {
+      const copied = await copy(source, target, { signal, progress: update });
+      progress.clear();
+      tell(args, copied, to);
+    } finally {
+      await target.close();
+    }
+  } finally {
+    await source.close();
+  }
+}
+
+/** Of a stream nobody knows how long it is: only what has a size takes one. */
+async function fromStream(
+  args: Arguments,
+  to: string,
+  signal: AbortSignal,
+  progress: Progress,
+  log: Log,
+): Promise<void> {
+  if (targetKind(to) === 'file') {
+    throw new UsageError(
+      "from '-' a file is made by the shell: > FILE; name a device, an NBD URI or a disk",
+    );
+  }
+  const target = await openTarget(args, to, null, log);
+  try {
+    const limit = Number.MAX_SAFE_INTEGER;
+    const bytes = await copyFromStream(target, limit, signal, (done) =>
+      progress.update(done, undefined),
+    );
+    progress.clear();
+    tell(args, { sizeBytes: bytes, dataBytes: bytes, zeroBytes: 0, keptBytes: 0 }, to);
+  } finally {
+    await target.close();
+  }
+}
+
+function tell(args: Arguments, copied: Copied, to: string): void {
+  if (args.has('json')) {
+    writeOutput(`${JSON.stringify(copied)}\n`);
+  } else if (!args.has('quiet')) {
+    const { sizeBytes, dataBytes, keptBytes } = copied;
+    const kept = keptBytes > 0 ? `, ${sizeText(keptBytes)} were there` : '';
+    writeOutput(`'${to}': ${sizeText(sizeBytes)}, ${sizeText(dataBytes)} of data${kept}\n`);
+  }
+}
+
+type Kind = 'nbd' | 'disk' | 'device' | 'file';
+
+/** A disk is named by its configuration file. */
+function kindOf(name: string): Kind {
+  if (isNbdUri(name)) return 'nbd';
+  if (/\.ya?ml$/.test(name)) return 'disk';
+  return statSync(name, { throwIfNoEntry: false })?.isBlockDevice() ? 'device' : 'file';
+}
+
+function targetKind(name: string): Kind {
+  return kindOf(name);
+}
+
+async function openSource(args: Arguments, name: string, log: Log): Promise<CopySource> {
+  const kind = kindOf(name);
+  if (kind === 'nbd') return await NbdCopySource.open(name, log);
+  if (kind !== 'disk') return FileSource.open(name);
+  const { config, wipeSecrets } = load(args, name, log);
+  let xts = 0;
+  try {
+    xts = expandKeys(config, log);
+    const settings = { directIo: false, readOnly: true, lockWaitMs: LOCK_WAIT_MS };
+    const disk = await openDisk({ ...config, ...settings, xts }, log);
+    try {
+      const { shift, headers, source } = await openDiskStripes(disk, config, xts, log);
+      return new DiskCopySource(disk, { ...disk.facts, xts }, shift, headers, source);
+    } catch (error) {
+      disk.close();
+      xts = 0;
+      throw error;
+    }
+  } catch (error) {
+    freeXts(xts);
+    throw error;
+  } finally {
+    wipeSecrets();
+  }
+}
+
+/** @param source what is copied, null for a stream */
+async function openTarget(
+  args: Arguments,
+  name: string,
+  source: CopySource | null,
+  log: Log,
+): Promise<CopyTarget> {
+  const kind = kindOf(name);
+  const sizeBytes = source?.sizeBytes ?? 0;
+  const isZero = args.has('target-is-zero');
+  if (kind === 'nbd') return await NbdCopyTarget.open(name, sizeBytes, isZero, log);
+  if (kind === 'file') return FileTarget.open(name, source as CopySource, args.has('force'));
+  const settings = {
+    ioEngine: 'sync',
+    directIo: false,
+    writeThrough: false,
+    readOnly: false,
+    lockWaitMs: LOCK_WAIT_MS,
+  } as const;
+  if (kind === 'device') {
+    return new DiskCopyTarget(await openDisk({ path: name, ...settings }, log), sizeBytes, isZero);
+  }
+  const { config, wipeSecrets } = load(args, name, log);
+  let xts = 0;
+  try {
+    if (config.metadataPath !== undefined) {
+      throw new UserError(
+        `'${name}' has 'metadata_path': its stripes can't be written past their metadata; serve it with ` +
+          "'ubiblk serve nbd' and copy to that",
+      );
+    }
+    xts = expandKeys(config, log);
+    const disk = await openDisk({ ...config, ...settings, xts }, log);
+    // Zeroes of an encrypted disk are written.
+    return new DiskCopyTarget(disk, sizeBytes, isZero && xts === 0);
+  } catch (error) {
+    freeXts(xts);
+    throw error;
+  } finally {
+    wipeSecrets();
+  }
+}
+
+function load(args: Arguments, file: string, log: Log): ReturnType<typeof loadDeviceConfig> {
+  return loadDeviceConfig(file, {
+    kekFile: args.value('kek'),
+    strict: args.has('strict'),
+    allowWeakKey: args.has('allow-weak-key'),
+    warn: (line) => log.warn(line),
+  });
+}

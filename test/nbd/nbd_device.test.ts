@@ -1,0 +1,126 @@
+/** The layer that has an export instead of a file, on a real ring, against a server in this process. */
+import { expect, test } from 'bun:test';
+import { openLibrary, shim } from '../../ffi/library.ts';
+import { NativeBuffer } from '../../ffi/memory.ts';
+import { IovecTable, Ring } from '../../ffi/ring.ts';
+import { parseNbdUri } from '../../src/config/nbd_uri.ts';
+import { NbdDevice } from '../../src/device/nbd/nbd_device.ts';
+import { QueueLine, queueLineBytes } from '../../src/device/nbd/queue_line.ts';
+import { BlockRequest, READ } from '../../src/device/request.ts';
+import { openNbdChannel } from '../../src/nbd/connection.ts';
+import { Random, seed } from '../random.ts';
+import { bytesOf, FakeServer, type Lie, someExport } from './support.ts';
+
+console.log(`seed ${seed} (UBIBLK_TEST_SEED=${seed} repeats this run)`);
+
+/** Memory with gaps, as a guest's. */
+const PARTS = [
+  [64, 512],
+  [4096, 3584],
+  [20_000, 9000],
+  [40_000, 3292],
+] as const;
+const LENGTH = PARTS.reduce((sum, [, length]) => sum + length, 0);
+
+/** Cuts the data of a reply into chunks, in any order. */
+function inChunks(random: Random): Lie {
+  return (bytes, phase) => {
+    const reply = Buffer.from(bytes);
+    if (phase === 'talk' || reply.readUInt16BE(6) !== 1) return bytes;
+    const offset = Number(reply.readBigUInt64BE(20));
+    const data = reply.subarray(28);
+    const chunks: Buffer[] = [];
+    for (let at = 0; at < data.length; ) {
+      const length = Math.min(1 + random.below(6000), data.length - at);
+      const head = Buffer.from(reply.subarray(0, 28));
+      head.writeUInt16BE(0, 4);
+      head.writeUInt32BE(8 + length, 16);
+      head.writeBigUInt64BE(BigInt(offset + at), 20);
+      chunks.splice(
+        random.below(chunks.length + 1),
+        0,
+        Buffer.concat([head, data.subarray(at, at + length)]),
+      );
+      at += length;
+    }
+    chunks.at(-1)?.writeUInt16BE(1, 4);
+    return Buffer.concat(chunks);
+  };
+}
+
+async function readThrough(
+  server: FakeServer,
+  offset: number,
+): Promise<{ result: number; bytes: Buffer }> {
+  openLibrary();
+  const place = parseNbdUri(server.uri);
+  const { channel, facts } = await openNbdChannel({ place, connectMs: 1000, operationMs: 1000 });
+  const ring = new Ring(64, 128);
+  const lines = new SharedArrayBuffer(queueLineBytes(1));
+  const start = { facts, lines, eventFds: [shim.ubiblk_eventfd()], lostFd: shim.ubiblk_eventfd() };
+  new QueueLine(lines, 0).give(channel.detach());
+  const device = new NbdDevice(ring, start, 0, () => {});
+  const memory = new NativeBuffer(65536);
+  const window = Buffer.from(memory.window());
+  window.fill(0xee);
+  const iovecs = new IovecTable(PARTS.length);
+  for (const [i, [at, length]] of PARTS.entries()) iovecs.set(i, memory.address + at, length);
+  let done = false;
+  const owner = {
+    completed: () => {
+      done = true;
+    },
+  };
+  const request = new BlockRequest(0, owner, iovecs);
+  Object.assign(request, { op: READ, offset, length: LENGTH, segments: PARTS.length });
+  device.submit(request);
+  const deadline = Date.now() + 5000;
+  while (!done && Date.now() < deadline) {
+    device.receive();
+    ring.enter(0, 0);
+    ring.reap();
+    // The server has its turn.
+    await new Promise(setImmediate);
+    if (device.inFlight === 0 && !done) device.failWaiting();
+  }
+  const parts = PARTS.map(([at, length]) => window.subarray(at, at + length));
+  const bytes = Buffer.concat(parts);
+  // What lies between the parts is nobody's to write.
+  let at = 0;
+  for (const [from, length] of PARTS) {
+    expect(window.subarray(at, from).every((byte) => byte === 0xee)).toBe(true);
+    at = from + length;
+  }
+  channel.close();
+  return { result: done ? request.result : -1000, bytes };
+}
+
+test('data in chunks of any order goes where it belongs', async () => {
+  const random = new Random(seed);
+  for (let round = 0; round < 20; round++) {
+    using server = new FakeServer(someExport, inChunks(random));
+    const offset = 512 * random.below(100);
+    const { result, bytes } = await readThrough(server, offset);
+    expect(result).toBe(0);
+    expect(Buffer.compare(bytes, bytesOf(offset, LENGTH))).toBe(0);
+  }
+}, 30_000);
+
+test('a server that lies is not believed, and requests fail when they are given up', async () => {
+  const random = new Random(seed);
+  let failures = 0;
+  for (let round = 0; round < 60; round++) {
+    const lie: Lie = (bytes, phase) => {
+      if (phase === 'talk') return bytes;
+      const copy = Buffer.from(bytes);
+      // Magic, type, cookie, length or offset.
+      copy[random.pick([0, 7, 9, 15, 18, 24, 27])] ^= 1 << random.below(8);
+      return copy;
+    };
+    using server = new FakeServer(someExport, lie);
+    const { result, bytes } = await readThrough(server, 4096);
+    if (result === 0) expect(Buffer.compare(bytes, bytesOf(4096, LENGTH))).toBe(0);
+    else failures++;
+  }
+  expect(failures).toBeGreaterThan(30);
+}, 60_000);
