@@ -79,7 +79,7 @@ test.each(forms)(
     }
     expect(told).toBeGreaterThan(FLIPS * 0.7);
   },
-  120_000,
+  soak ? 900_000 : 120_000,
 );
 
 test('verify names every object that is damaged, missing or of another length', async () => {

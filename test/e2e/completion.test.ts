@@ -11,7 +11,7 @@ import { Terminal } from './terminal.ts';
 const lines: { line: string; all?: string[]; some?: string[]; not?: string[] }[] = [
   { line: 'ubiblk se', all: ['serve'] },
   { line: 'ubiblk ', some: ['serve', 'probe', 'keys', 'help'], not: ['vhost'] },
-  { line: 'ubiblk serve ', all: ['stripes', 'ublk', 'vhost'] },
+  { line: 'ubiblk serve ', all: ['nbd', 'stripes', 'ublk', 'vhost'] },
   { line: 'ubiblk help s', some: ['serve', 'shell'], not: ['help'] },
   { line: 'ubiblk help serve v', all: ['vhost'] },
   { line: 'ubiblk serve vhost --unl', all: ['--unlink-kek'] },
