@@ -4,7 +4,19 @@ import { type CommandSpec, commonOptions, type OptionSpec } from './table.ts';
 /** What a value or an operand is: words to choose from, a file, a ublk device, or what only its user knows. */
 export type Suggestion = readonly string[] | 'file' | 'device' | 'none';
 
-const FILES = ['FILE', 'PATH', 'DIR', 'IMAGE', 'INPUT', 'OUTPUT', 'SOCKET', 'DISK', 'LOG'];
+const FILES = [
+  'FILE',
+  'PATH',
+  'DIR',
+  'IMAGE',
+  'INPUT',
+  'OUTPUT',
+  'SOCKET',
+  'DISK',
+  'LOG',
+  'SOURCE',
+  'TARGET',
+];
 
 function suggestionFor(name: string, choices?: readonly string[]): Suggestion {
   if (choices) return choices;

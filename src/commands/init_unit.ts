@@ -59,6 +59,7 @@ export function unitText(plan: InitPlan, executable: string): string {
     '',
     '[Service]',
     'Type=notify',
+    'WatchdogSec=60',
     `ExecStart=${command.join(' ')}`,
     ...(kek === undefined ? [] : [`LoadCredential=${CREDENTIAL}:${specifiers(kek)}`]),
     'Restart=on-failure',
