@@ -1,5 +1,4 @@
 /** Writes an archive's disk into a file, sparse, and goes on where a run before was interrupted. */
-import { createHash } from 'node:crypto';
 import { PartialImage, refuseExisting } from '../stripe/partial_image.ts';
 import type { Slot } from './object_codec.ts';
 import type { Archive } from './reader.ts';
@@ -29,7 +28,7 @@ export async function exportArchive(archive: Archive, options: ExportOptions): P
   refuseExisting(path, force);
   const { stripes, sizeBytes } = archive;
   const part = PartialImage.open(path, {
-    identity: identityOf(archive),
+    identity: archive.identity(),
     parts: stripes,
     sizeBytes,
   });
@@ -91,18 +90,4 @@ class Exporter {
     this.options.progress(this.done, sizeBytes);
     await part.noteNow();
   }
-}
-
-/** What tells an archive's content from every other. */
-function identityOf({ index, form, description }: Archive): Buffer {
-  const hash = createHash('sha256').update(description.text);
-  hash.update(JSON.stringify([form.stripeSectors, description.diskBytes]));
-  const place = Buffer.alloc(4);
-  for (let stripe = 0; stripe < index.stripes; stripe++) {
-    const object = index.objectOf(stripe);
-    if (object === null) continue;
-    place.writeUInt32LE(stripe);
-    hash.update(place).update(index.hashOf(object));
-  }
-  return hash.digest();
 }

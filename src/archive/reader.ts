@@ -1,5 +1,6 @@
 /** An archive that is there: its description, its index, and its stripes. */
 
+import { createHash } from 'node:crypto';
 import type { ArchiveKek } from '../config/device_config.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
 import { UserError } from '../errors.ts';
@@ -113,6 +114,21 @@ export class Archive {
   /** How many stripes the disk has. */
   get stripes(): number {
     return Math.ceil(this.sizeBytes / this.stripeBytes);
+  }
+
+  /** What tells its content from every other's: 32 bytes. */
+  identity(): Buffer {
+    const { index, form, description } = this;
+    const hash = createHash('sha256').update(description.text);
+    hash.update(JSON.stringify([form.stripeSectors, description.diskBytes]));
+    const place = Buffer.alloc(4);
+    for (let stripe = 0; stripe < index.stripes; stripe++) {
+      const object = index.objectOf(stripe);
+      if (object === null) continue;
+      place.writeUInt32LE(stripe);
+      hash.update(place).update(index.hashOf(object));
+    }
+    return hash.digest();
   }
 
   /**

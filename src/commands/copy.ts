@@ -1,6 +1,9 @@
-import { statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
+import { Archive } from '../archive/reader.ts';
 import { loadDeviceConfig } from '../config/load_device_config.ts';
+import { loadTargetConfig } from '../config/load_remote_config.ts';
 import { isNbdUri } from '../config/nbd_uri.ts';
+import { ArchiveCopySource } from '../copy/archive_end.ts';
 import { type Copied, copy } from '../copy/copier.ts';
 import { DiskCopySource, DiskCopyTarget } from '../copy/disk_end.ts';
 import type { CopySource, CopyTarget } from '../copy/ends.ts';
@@ -12,6 +15,7 @@ import { openDisk } from '../device/disk.ts';
 import { UsageError, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { sizeText } from '../size_text.ts';
+import { openStore } from './archive_store.ts';
 import type { Arguments } from './arguments.ts';
 import { openDiskStripes } from './disk_stripes.ts';
 import { interruptibly } from './interruption.ts';
@@ -29,7 +33,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   if (from === STREAM && to === STREAM) throw new UsageError("SOURCE and TARGET can't both be '-'");
   const progress = longProgress(args.has('quiet'));
   const remedy =
-    from === STREAM || to === STREAM || targetKind(to) !== 'file'
+    from === STREAM || to === STREAM || kindOf(to) !== 'file'
       ? 'the target is not complete'
       : `to go on with '${to}.partial', give the same command again`;
   const work = async (signal: AbortSignal) => {
@@ -77,7 +81,7 @@ async function fromStream(
   progress: Progress,
   log: Log,
 ): Promise<void> {
-  if (targetKind(to) === 'file') {
+  if (kindOf(to) === 'file') {
     throw new UsageError(
       "from '-' a file is made by the shell: > FILE; name a device, an NBD URI or a disk",
     );
@@ -105,22 +109,28 @@ function tell(args: Arguments, copied: Copied, to: string): void {
   }
 }
 
-type Kind = 'nbd' | 'disk' | 'device' | 'file';
+type Kind = 'nbd' | 'archive' | 'disk' | 'device' | 'file';
 
-/** A disk is named by its configuration file. */
+/** Disks and archives are named by their configuration files. */
 function kindOf(name: string): Kind {
   if (isNbdUri(name)) return 'nbd';
-  if (/\.ya?ml$/.test(name)) return 'disk';
+  if (/\.ya?ml$/.test(name)) return namesArchive(name) ? 'archive' : 'disk';
   return statSync(name, { throwIfNoEntry: false })?.isBlockDevice() ? 'device' : 'file';
 }
 
-function targetKind(name: string): Kind {
-  return kindOf(name);
+/** Whether it is a configuration as `--target-config` has it; what can't be read is said by who loads it. */
+function namesArchive(file: string): boolean {
+  try {
+    return /^type\s*:/m.test(readFileSync(file, 'utf8'));
+  } catch {
+    return false;
+  }
 }
 
 async function openSource(args: Arguments, name: string, log: Log): Promise<CopySource> {
   const kind = kindOf(name);
   if (kind === 'nbd') return await NbdCopySource.open(name, log);
+  if (kind === 'archive') return await openArchive(args, name, log);
   if (kind !== 'disk') return FileSource.open(name);
   const { config, wipeSecrets } = load(args, name, log);
   let xts = 0;
@@ -144,6 +154,21 @@ async function openSource(args: Arguments, name: string, log: Log): Promise<Copy
   }
 }
 
+async function openArchive(args: Arguments, file: string, log: Log): Promise<CopySource> {
+  const { config, wipeSecrets } = loadTargetConfig(file, optionsOf(args, log));
+  try {
+    const store = await openStore(config, log);
+    try {
+      return new ArchiveCopySource(await Archive.open(store, config.archiveKek));
+    } catch (error) {
+      store.close();
+      throw error;
+    }
+  } finally {
+    wipeSecrets();
+  }
+}
+
 /** @param source what is copied, null for a stream */
 async function openTarget(
   args: Arguments,
@@ -155,6 +180,9 @@ async function openTarget(
   const sizeBytes = source?.sizeBytes ?? 0;
   const isZero = args.has('target-is-zero');
   if (kind === 'nbd') return await NbdCopyTarget.open(name, sizeBytes, isZero, log);
+  if (kind === 'archive') {
+    throw new UserError(`'${name}' names an archive: 'ubiblk archive --target-config' makes one`);
+  }
   if (kind === 'file') return FileTarget.open(name, source as CopySource, args.has('force'));
   const settings = {
     ioEngine: 'sync',
@@ -188,10 +216,15 @@ async function openTarget(
 }
 
 function load(args: Arguments, file: string, log: Log): ReturnType<typeof loadDeviceConfig> {
-  return loadDeviceConfig(file, {
-    kekFile: args.value('kek'),
+  const allowWeakKey = args.has('allow-weak-key');
+  return loadDeviceConfig(file, { ...optionsOf(args, log), allowWeakKey });
+}
+
+function optionsOf(args: Arguments, log: Log) {
+  const kekFile = args.value('kek');
+  return {
+    ...(kekFile !== undefined && { kekFile }),
     strict: args.has('strict'),
-    allowWeakKey: args.has('allow-weak-key'),
-    warn: (line) => log.warn(line),
-  });
+    warn: (line: string) => log.warn(line),
+  };
 }

@@ -1,6 +1,7 @@
 /** `ubiblk copy` between all that it knows, compared by tools that are not ours. */
 import { expect, test } from 'bun:test';
 import { existsSync, statSync } from 'node:fs';
+import { archivedDisk, folderPlace, targetConfig } from './archives.ts';
 import { lazyDisk } from './lazy.ts';
 import { compareImages, endNbd, MIB, nbdkit, nbdPrograms, serveNbd } from './nbd.ts';
 import { binary } from './processes.ts';
@@ -44,6 +45,24 @@ test('a file is copied with its holes, and written zeroes become holes', async (
   const again = await bed.run([binary, 'copy', from, to], { expect: 1 });
   expect(again.stderr.text).toContain('give --force');
   await bed.run([binary, 'copy', '--force', '-q', from, to]);
+});
+
+test('an archive is copied as the disk that it is of', async () => {
+  await using bed = new Bed();
+  const from = await image(bed, SIZE + 512);
+  const { config } = await archivedDisk(bed, from, { encrypted: false });
+  const target = targetConfig(bed, folderPlace(bed));
+  const create = ['--config', config, '--target-config', target, '--compress', '--encrypt'];
+  await bed.run([binary, 'archive', ...create]);
+  const to = bed.path('copy.raw');
+  const { stdout } = await bed.run([binary, 'copy', '--json', target, to]);
+  await bed.run(['cmp', from, to]);
+  expect(JSON.parse(stdout.text)).toMatchObject({ sizeBytes: SIZE + 512, keptBytes: 0 });
+  expect(kibOf(to)).toBeLessThan(20 * 64);
+  const back = await bed.run([binary, 'copy', to, target], { expect: 1 });
+  expect(back.stderr.text).toContain(
+    "names an archive: 'ubiblk archive --target-config' makes one",
+  );
 });
 
 test('a file of any length is copied', async () => {
