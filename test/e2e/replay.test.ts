@@ -15,6 +15,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { lazyDisk } from './lazy.ts';
 import { binary, client } from './processes.ts';
 import { Bed, matrix, need, qemuDisk, seed, testWith } from './support.ts';
@@ -271,6 +272,21 @@ test("a log that would overwrite something, or is another server's, is refused",
   await refused(log, "is another server's; name another file");
   await bed.stop(server);
   truncateSync(log, 0);
+}, 60_000);
+
+test('a log that never comes is no reason to stay', async () => {
+  await using bed = new Bed();
+  const log = bed.path('io.log');
+  await bed.run(['mkfifo', log]);
+  const replay = bed.spawn([binary, 'replay', '-l', log, '-d', bed.disk()]);
+  // Waits until it is opened there.
+  const writer = await open(log, 'w');
+  try {
+    replay.signal('SIGTERM');
+    expect(await replay.exit(10_000)).toBe('SIGTERM');
+  } finally {
+    await writer.close();
+  }
 }, 60_000);
 
 test('skip_sync is warned of loudly, and flushes succeed', async () => {
