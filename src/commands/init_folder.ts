@@ -95,6 +95,11 @@ class FolderMaker {
       throw new UserError(`the KEK can't be at '${kek}', where another file goes; choose its own`);
     }
     this.there = new Set(wanted.filter((path) => existsSync(path)));
+    if (kek !== undefined && this.there.has(kek) && dirname(kek) !== folder) {
+      throw new UserError(
+        `the KEK '${kek}' is there already, and other disks may need it; name a new file`,
+      );
+    }
     const [first] = this.there;
     if (first !== undefined && !force) {
       throw new UserError(
