@@ -330,6 +330,15 @@ test('a copy that fails leaves no file, and what was there as it was', async () 
     expect: 1,
   });
   expect(full.stderr.text).toContain("'/dev/full' is no regular file");
+  const nowhere = await bed.run([binary, 'probe', '-s', server.socket, '-o', `${copy}/x`], {
+    expect: 1,
+  });
+  expect(nowhere.stderr.text).toContain(`'${copy}/x' cannot be written: ENOTDIR`);
+  // The server would go on with a file that has no name any more.
+  const { ino } = statSync(disk);
+  const served = await bed.run([binary, 'probe', '-s', server.socket, '-o', disk], { expect: 1 });
+  expect(served.stderr.text).toContain(`'${disk}' is in use by another process`);
+  expect(statSync(disk).ino).toBe(ino);
   await bed.stop(server);
 }, 60_000);
 
