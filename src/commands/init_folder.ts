@@ -6,7 +6,7 @@ import { loadKekFile } from '../config/kek.ts';
 import { loadDeviceConfig } from '../config/load_device_config.ts';
 import type { Secret } from '../crypto/secret.ts';
 import { expandXts, freeXts } from '../crypto/xts.ts';
-import { openDisk } from '../device/disk.ts';
+import { refuseUsedDisk } from '../device/disk.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { refuseSameFiles } from '../stripe/distinct_files.ts';
@@ -95,6 +95,11 @@ class FolderMaker {
       throw new UserError(`the KEK can't be at '${kek}', where another file goes; choose its own`);
     }
     this.there = new Set(wanted.filter((path) => existsSync(path)));
+    if (kek !== undefined && this.there.has(kek) && dirname(kek) !== folder) {
+      throw new UserError(
+        `the KEK '${kek}' is there already, and other disks may need it; name a new file`,
+      );
+    }
     const [first] = this.there;
     if (first !== undefined && !force) {
       throw new UserError(
@@ -104,7 +109,7 @@ class FolderMaker {
     }
     const image = base === undefined ? [] : [{ role: 'the image', path: base }];
     refuseSameFiles([...wanted.map((path) => ({ role: 'a file to be made', path })), ...image]);
-    await this.refuseUsedDisk();
+    if (this.there.has(this.paths.disk)) await refuseUsedDisk(this.paths.disk, this.log);
     try {
       this.firstFolder = mkdirSync(folder, { recursive: true, mode: FOLDER_MODE });
     } catch (error) {
@@ -116,15 +121,6 @@ class FolderMaker {
     await this.makeMetadata();
     await this.makeUnit();
     return this.made;
-  }
-
-  /** A server would go on with the file that was there. */
-  private async refuseUsedDisk(): Promise<void> {
-    const path = this.paths.disk;
-    if (!existsSync(path)) return;
-    const options = { path, ioEngine: 'sync', directIo: false, writeThrough: false } as const;
-    const disk = await openDisk({ ...options, anySize: true, lockWaitMs: 0 }, this.log);
-    disk.close();
   }
 
   private async makeDisk(): Promise<void> {

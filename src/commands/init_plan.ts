@@ -67,11 +67,8 @@ const MAX_ID_BYTES = 20;
  * @throws UsageError, or UserError where the image or a path will not do
  */
 export function readPlan(folder: string, given: Given): InitPlan {
-  const place = resolve(folder);
+  const place = plainPath(folder);
   const name = basename(place) || 'root';
-  if (/[\p{Cc}"'\\]/u.test(place)) {
-    throw new UserError(`'${folder}' has quotes or control characters in its path; choose another`);
-  }
   const size = given.value('size');
   if (size === undefined) throw new UsageError("option '--size' is required");
   const frontend = choice(given, 'frontend', frontends) ?? 'vhost';
@@ -89,9 +86,21 @@ export function readPlan(folder: string, given: Given): InitPlan {
   };
 }
 
+/**
+ * @returns the absolute path
+ * @throws UserError where a unit, or a shell, might take it for something else
+ */
+function plainPath(path: string): string {
+  const absolute = resolve(path);
+  if (!/[\p{Cc}"'\\]/u.test(absolute)) return absolute;
+  throw new UserError(
+    `the path '${absolute}' has quotes or control characters, or a backslash; choose another`,
+  );
+}
+
 function settingsOf(given: Given, folder: string, frontend: Frontend): InitPlan['settings'] {
   const settings: Record<string, string | number | boolean> = {};
-  const socket = resolve(given.value('socket') ?? join(folder, names.socket));
+  const socket = plainPath(given.value('socket') ?? join(folder, names.socket));
   const rpc = join(folder, names.rpc);
   if (given.has('socket') && frontend !== 'vhost') {
     throw new UsageError("option '--socket' is for '--frontend vhost' alone");
@@ -166,7 +175,7 @@ function kekOf(given: Given, folder: string): string | undefined {
     return undefined;
   }
   if (path === '') throw new UsageError("option '--kek' needs a path that is not empty");
-  return path === undefined ? join(folder, names.kek) : resolve(path);
+  return path === undefined ? join(folder, names.kek) : plainPath(path);
 }
 
 /** @returns the image's own path, without links */

@@ -1,4 +1,5 @@
 /** The systemd unit of a device folder. */
+import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { type Frontend, type InitPlan, names } from './init_plan.ts';
 
@@ -49,7 +50,7 @@ export function unitText(plan: InitPlan, executable: string): string {
   const command = [argument(executable), 'serve', frontend, '--config', argument(config)];
   if (kek !== undefined) command.push('--kek', `%d/${CREDENTIAL}`);
   const writable = [folder, dirname(String(settings.socket ?? folder))];
-  const used = [...writable, base, executable];
+  const used = [...writable, base, executable].map(withoutLinks);
   const lines = [
     '[Unit]',
     `Description=ubiblk disk ${specifiers(plan.name)}`,
@@ -100,6 +101,11 @@ function argument(path: string): string {
 
 function isBelow(path: string, ...folders: string[]): boolean {
   return folders.some((folder) => path === folder || path.startsWith(`${folder}/`));
+}
+
+/** Of what is there. */
+function withoutLinks(path: string): string {
+  return existsSync(path) ? realpathSync(path) : path;
 }
 
 function specifiers(text: string): string {

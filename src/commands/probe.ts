@@ -212,7 +212,8 @@ class Probe {
       progress.clear();
       this.log.error(`${signal}: ended before the copy was complete; nothing is left of it`);
     });
-    const writtenBytes = await copyDisk(client, output, bytes, (d, t) => progress.update(d, t));
+    const update = (done: number, total: number) => progress.update(done, total);
+    const writtenBytes = await copyDisk(client, output, bytes, update, this.log);
     progress.clear();
     findings.copied = { file: output, bytes, writtenBytes };
     const what = `${sizeText(bytes)} to '${output}', ${sizeText(writtenBytes)} of them not zeroes`;

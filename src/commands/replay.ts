@@ -8,7 +8,6 @@ import { sizeText } from '../size_text.ts';
 import { refuseSameFiles } from '../stripe/distinct_files.ts';
 import { LOCK_WAIT_MS } from '../stripe/metadata_init.ts';
 import type { Arguments } from './arguments.ts';
-import { exitOnSignals } from './end_signals.ts';
 import { writeOutput } from './output.ts';
 import { Progress } from './progress.ts';
 
@@ -27,10 +26,6 @@ export async function run(args: Arguments, log: Log): Promise<number> {
   ]);
   const dryRun = args.has('dry-run');
   const progress = new Progress();
-  exitOnSignals((signal) => {
-    progress.clear();
-    log.error(`${signal}: ended before all of the log was replayed; it may be replayed again`);
-  });
   try {
     const done = await replayOnto(diskPath, logPath, dryRun, progress, log);
     progress.clear();
@@ -65,7 +60,7 @@ async function replayOnto(
       }
       const target = dryRun ? new TrialTarget(fd, diskPath) : new DiskTarget(fd, diskPath);
       try {
-        return await replayAll(reader, target, progress, log);
+        return replayAll(reader, target, progress, log);
       } finally {
         target.close();
         disk.sync();
@@ -78,14 +73,14 @@ async function replayOnto(
   }
 }
 
-async function replayAll(
+function replayAll(
   reader: IoLogReader,
   target: DiskTarget,
   progress: Progress,
   log: Log,
-): Promise<Replayed> {
+): Replayed {
   let mismatches = 0;
-  return await replay(reader, target, {
+  return replay(reader, target, {
     record({ line, kind, sector, length }) {
       log.info(`[${line}] ${kind}: sector ${sector}, len ${length}`);
     },

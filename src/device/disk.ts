@@ -189,6 +189,17 @@ export async function openDisk(options: DiskOptions, log: Log): Promise<Disk> {
   }
 }
 
+/**
+ * Sees that nobody uses a file, or block device, that is to be replaced: a server would go on with what
+ * has no name any more.
+ * @throws UserError where somebody does, or that can't be seen
+ */
+export async function refuseUsedDisk(path: string, log: Log): Promise<void> {
+  const options = { path, ioEngine: 'sync', directIo: false, writeThrough: false } as const;
+  const disk = await openDisk({ ...options, anySize: true, lockWaitMs: 0 }, log);
+  disk.close();
+}
+
 interface Opened {
   fd: number;
   direct: boolean;

@@ -13,6 +13,7 @@ import {
   fstatSync,
   ftruncateSync,
   openSync,
+  readSync,
   statSync,
   writeSync,
 } from 'node:fs';
@@ -38,33 +39,35 @@ const PIECE_BYTES = 512 * 1024;
 /** Zeroes have no memory of their own: longer runs are several records. */
 const ZEROES_BYTES = 1024 * 1024;
 const MOST_HEADER_BYTES = 64;
+const MOST_KIND_BYTES = 'WRITE\n'.length;
 
 /**
  * Sees whether a log could be begun; changes nothing.
  * @throws UserError
  */
 export function checkIoLog(path: string): void {
-  const status = statSync(path, { throwIfNoEntry: false });
-  if (status && !status.isFile()) {
-    throw new UserError(`the I/O log '${path}' is no regular file; name one in io_debug_path`);
-  }
   try {
+    const status = statSync(path, { throwIfNoEntry: false });
+    if (status && !status.isFile()) {
+      throw new UserError(`the I/O log '${path}' is no regular file; name one in io_debug_path`);
+    }
     accessSync(status ? path : dirname(path), constants.W_OK);
   } catch (error) {
+    if (error instanceof UserError) throw error;
     throw new UserError(`the I/O log '${path}' can't be written: ${errorName(error)}`);
   }
 }
 
 /**
- * Begins a log, for the owner's eyes only; what was in the file is gone.
- * @throws UserError where it can't be written, or another process writes it
+ * Begins a log, for the owner's eyes only; an older log in the file is gone.
+ * @throws UserError where it can't be written, another process writes it, or it is no log
  */
 export function openIoLog(path: string): IoLogShare {
   checkIoLog(path);
   openLibrary();
   let fd = -1;
   try {
-    fd = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_APPEND, MODE);
+    fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_APPEND, MODE);
     if (fstatSync(fd).uid !== process.geteuid?.()) {
       throw new UserError(`the I/O log '${path}' is another user's; name a new file`);
     }
@@ -74,6 +77,9 @@ export function openIoLog(path: string): IoLogShare {
       throw new UserError(`the I/O log '${path}' is another server's; name another file`);
     }
     if (locked < 0) throw failed('fcntl(F_OFD_SETLK)', locked);
+    if (!beginsAsLog(fd)) {
+      throw new UserError(`'${path}' holds something else than an I/O log; name a new file`);
+    }
     ftruncateSync(fd, 0);
   } catch (error) {
     if (fd >= 0) closeSync(fd);
@@ -81,6 +87,13 @@ export function openIoLog(path: string): IoLogShare {
     throw new UserError(`the I/O log '${path}' can't be written: ${errorName(error)}`);
   }
   return { fd, state: new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT) };
+}
+
+/** A mistaken path must not empty a disk or a key. */
+function beginsAsLog(fd: number): boolean {
+  const bytes = Buffer.alloc(MOST_KIND_BYTES);
+  const text = bytes.toString('latin1', 0, readSync(fd, bytes, 0, bytes.length, 0));
+  return text === '' || /^(READ|WRITE)\n/.test(text);
 }
 
 /** One thread's hand at a log. */

@@ -81,9 +81,15 @@ export class BlockClient {
     const wanted = Math.ceil(options.transferBytes / partBytes);
     const room = indirect ? wanted : Math.floor(MAX_RING / depth) - 2;
     const parts = Math.max(1, Math.min(wanted, device.segmentsMax ?? 1, room));
-    const blockMultiple = Math.max(device.logicalBlockBytes, 512);
+    const blockMultiple = device.logicalBlockBytes;
     const most = Math.min(options.transferBytes, parts * partBytes);
-    this.transferBytes = Math.max(blockMultiple, most - (most % blockMultiple));
+    if (most < blockMultiple) {
+      throw new UserError(
+        `no request can hold a block of ${blockMultiple} bytes: the disk takes ${parts} segments of ` +
+          `${partBytes} bytes`,
+      );
+    }
+    this.transferBytes = most - (most % blockMultiple);
     this.perHead = indirect ? 1 : parts + 2;
 
     this.ringSize = 2 ** Math.ceil(Math.log2(Math.max(2, depth * this.perHead)));

@@ -5,11 +5,14 @@ import {
   ftruncateSync,
   openSync,
   readSync,
+  type Stats,
   statSync,
   writeSync,
 } from 'node:fs';
 import { NewFile } from '../../ffi/new_file.ts';
+import { refuseUsedDisk } from '../device/disk.ts';
 import { errorName, UserError } from '../errors.ts';
+import type { Log } from '../log.ts';
 import type { BlockClient } from './block_client.ts';
 import { hexByte, readSpan } from './phases.ts';
 
@@ -42,15 +45,17 @@ async function readDisk(
  * one that is there when all has been read.
  * @param sizeBytes how much of the disk, from its start on
  * @returns how many bytes were not zeroes and written
- * @throws UserError where a request fails, or the file can't be written: nothing is left of it then
+ * @throws UserError where a request fails, somebody uses the file that is there, or none can be written:
+ * nothing is left of it then
  */
 export async function copyDisk(
   client: BlockClient,
   path: string,
   sizeBytes: number,
   progress: DiskProgress,
+  log: Log,
 ): Promise<number> {
-  refuseOther(path);
+  await refuseOther(path, log);
   const zeroes = Buffer.alloc(client.transferBytes);
   const file = new NewFile(path);
   let written = 0;
@@ -115,11 +120,18 @@ export async function compareDisk(
   }
 }
 
-function refuseOther(path: string): void {
-  const status = statSync(path, { throwIfNoEntry: false });
-  if (status !== undefined && !status.isFile()) {
+/** Refuses what must not be replaced; what can't be found out here, the new file will say. */
+async function refuseOther(path: string, log: Log): Promise<void> {
+  let status: Stats;
+  try {
+    status = statSync(path);
+  } catch {
+    return;
+  }
+  if (!status.isFile()) {
     throw new UserError(`'${path}' is no regular file; name one, and copy it from there`);
   }
+  await refuseUsedDisk(path, log);
 }
 
 function openFile(path: string): number {

@@ -10,6 +10,9 @@ import {
 } from '../frontend/vhost/protocol.ts';
 import { configPayload, type FrontendConnection, u64Payload } from './frontend_connection.ts';
 
+/** As Linux takes them. */
+const MAX_BLOCK_BYTES = 64 * 1024;
+
 /** What this driver understands. */
 const UNDERSTOOD = bitsOf(
   F.SIZE_MAX,
@@ -110,8 +113,13 @@ export class Negotiation {
     const config = new DataView(payload.buffer, 12);
     const where = (bit: number, value: number) => (this.has(bit) ? value : null);
     const block = where(F.BLK_SIZE, config.getUint32(20, true)) ?? 512;
+    if (block < 512 || block > MAX_BLOCK_BYTES || !Number.isInteger(Math.log2(block))) {
+      throw this.nonsense(`blocks of ${block} bytes`);
+    }
+    const capacityBytes = Number(config.getBigUint64(0, true)) * 512;
+    if (!Number.isSafeInteger(capacityBytes)) throw this.nonsense('a capacity beyond any disk');
     return {
-      capacityBytes: Number(config.getBigUint64(0, true)) * 512,
+      capacityBytes,
       readOnly: has(features, F.RO),
       logicalBlockBytes: block,
       physicalBlockBytes: where(F.TOPOLOGY, block * 2 ** config.getUint8(24)),
@@ -122,6 +130,10 @@ export class Negotiation {
       segmentBytesMax: where(F.SIZE_MAX, config.getUint32(8, true)) || null,
       writeback: where(F.CONFIG_WCE, config.getUint8(32)) !== 0 && has(features, F.FLUSH),
     };
+  }
+
+  private nonsense(claim: string): UserError {
+    return new UserError(`the server at '${this.connection.socketPath}' claims ${claim}`);
   }
 
   private askBits(request: number): bigint {

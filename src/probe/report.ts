@@ -1,4 +1,5 @@
 /** A probe's findings, for people and for programs. */
+import { printable } from '../printable.ts';
 import { sizeText } from '../size_text.ts';
 import type { BlockClient } from './block_client.ts';
 import { protocolFeatureNames, virtioFeatureNames } from './features.ts';
@@ -46,7 +47,7 @@ export function queueLines(queues: number, depth: number, id: string): string {
   const used = queues === 1 ? 'queue 0' : `queues 0 to ${queues - 1}, each`;
   return rows([
     ['in use', `${used} with up to ${depth} requests in flight`],
-    ['id', id === '' ? '(empty)' : `'${id}'`],
+    ['id', id === '' ? '(empty)' : `'${printable(id)}'`],
   ]);
 }
 

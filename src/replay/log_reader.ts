@@ -4,6 +4,7 @@
  */
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { errorName, UserError } from '../errors.ts';
+import { printable } from '../printable.ts';
 
 export interface LogRecord {
   /** Number of its first line; the log's first one is 1. */
@@ -186,8 +187,7 @@ function isBlank(byte: number): boolean {
   return byte === 0x20 || (byte >= 0x09 && byte <= 0x0d && byte !== LF);
 }
 
-/** What a file holds may be anything: nothing of it is to move a terminal's cursor. */
 function shown(text: string): string {
-  const safe = text.replace(/[^\x20-\x7e]/g, '?');
+  const safe = printable(text);
   return safe.length > 20 ? `${safe.slice(0, 20)}...` : safe;
 }

@@ -30,21 +30,14 @@ export interface ReplayListener {
   progress(doneBytes: number): void;
 }
 
-/** After so many bytes of the log others have their turn: signals, for example. */
-const TURN_BYTES = 16 * 1024 * 1024;
 const SHOWN_BYTES = 10;
 
 /**
  * Replays a log to its end, whatever its reads are like.
  * @throws UserError for what is no record, and where the disk can't be read or written
  */
-export async function replay(
-  log: IoLogReader,
-  target: ReplayTarget,
-  listener: ReplayListener,
-): Promise<Replayed> {
+export function replay(log: IoLogReader, target: ReplayTarget, listener: ReplayListener): Replayed {
   const done = { reads: 0, writes: 0, readBytes: 0, writtenBytes: 0, mismatches: 0 };
-  let turnAt = TURN_BYTES;
   for (let record = log.next(); record; record = log.next()) {
     listener.record(record);
     if (record.kind === 'WRITE') {
@@ -61,9 +54,6 @@ export async function replay(
       }
     }
     listener.progress(log.doneBytes);
-    if (log.doneBytes < turnAt) continue;
-    turnAt = log.doneBytes + TURN_BYTES;
-    await Bun.sleep(0);
   }
   return done;
 }

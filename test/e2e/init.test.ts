@@ -179,6 +179,9 @@ test('what will not do is refused in a sentence, and nothing is made', async () 
     [[...size, '--base', bed.path('odd.raw')], 1, 'has 3 bytes, which is no multiple of 512'],
     [[...size, '--socket', `/${'x'.repeat(107)}`], 1, 'has at most 107; give a shorter --socket'],
     [[...size, '--encrypt', '--kek', bed.path('no/kek')], 1, 'does not exist; create it'],
+    [[...size, '--encrypt', '--kek', bed.path("my'kek")], 1, 'has quotes or control characters'],
+    [[...size, '--encrypt', '--kek', bed.path('a\nb')], 1, 'has quotes or control characters'],
+    [[...size, '--socket', bed.path('s"ock/s')], 1, 'has quotes or control characters'],
     [[...size, '--encrypt', '--kek', join(folder, 'disk.raw')], 1, 'where another file goes'],
     [['--size', '8191T', '--stripe-size', '32K'], 1, /cannot get \d+ bytes|would have \d+ stripes/],
   ] as const) {
@@ -221,6 +224,21 @@ test('nothing is replaced without --force, and nothing that is in use with it', 
   await init(bed, [folder, '--size', '2M', '--encrypt', '--force']);
   expect(statSync(join(folder, 'disk.raw')).size).toBe(2 * MIB);
   expect(readFileSync(join(folder, 'kek.yaml'), 'utf8')).not.toBe(kek);
+}, 60_000);
+
+test('a KEK that other disks may need is never replaced', async () => {
+  await using bed = new Bed();
+  const kek = bed.path('shared.yaml');
+  const encrypt = ['--size', '1M', '--encrypt', '--kek', kek];
+  await init(bed, [bed.path('first'), ...encrypt]);
+  const before = readFileSync(kek, 'utf8');
+  for (const more of [[], ['--force']]) {
+    const { stderr } = await init(bed, [bed.path('second'), ...encrypt, ...more], 1);
+    expect(stderr.text).toContain(`the KEK '${kek}' is there already, and other disks may need it`);
+    expect(stderr.text).not.toContain('--force');
+  }
+  expect(readFileSync(kek, 'utf8')).toBe(before);
+  expect(readdirSync(bed.folder)).not.toContain('second');
 }, 60_000);
 
 /** Runs `ubiblk init` on a terminal, and types each answer when its question is there. */

@@ -15,10 +15,13 @@ import {
   writeSync,
 } from 'node:fs';
 import { watch } from 'node:fs/promises';
-import { createServer } from 'node:net';
+import { createServer, type Server } from 'node:net';
 import { cpus, release } from 'node:os';
 import { dirname } from 'node:path';
 import { type CommandSpec, commands } from '../../src/commands/table.ts';
+import { CONFIG_BYTES, F } from '../../src/frontend/vhost/block_config.ts';
+import { Request } from '../../src/frontend/vhost/protocol.ts';
+import { configPayload, messageBytes, u64Payload } from '../../src/probe/frontend_connection.ts';
 import { binary, type Child, client } from './processes.ts';
 import { Bed, need, testWith } from './support.ts';
 
@@ -166,6 +169,60 @@ test('a socket without a server, and a server without an answer', async () => {
     silent.close();
   }
 }, 60_000);
+
+/** A server that says of its disk what it is told to, and knows nothing more. */
+function liar(path: string, config: Uint8Array, features: bigint): Promise<Server> {
+  const VERSION_REPLY = 5;
+  const CONFIG_FEATURE = 1n << 9n;
+  const answers = new Map<number, Uint8Array>([
+    [Request.GET_FEATURES, u64Payload(features)],
+    [Request.GET_PROTOCOL_FEATURES, u64Payload(CONFIG_FEATURE)],
+    [Request.GET_CONFIG, configPayload(0, config.length, config)],
+  ]);
+  const server = createServer((socket) => {
+    let got = Buffer.alloc(0);
+    socket.on('data', (bytes: Buffer) => {
+      got = Buffer.concat([got, bytes]);
+      while (got.length >= 12 && got.length >= 12 + got.readUInt32LE(8)) {
+        const request = got.readUInt32LE(0);
+        got = got.subarray(12 + got.readUInt32LE(8));
+        const answer = answers.get(request);
+        if (answer) socket.write(messageBytes(request, answer, VERSION_REPLY));
+      }
+    });
+    socket.on('error', () => {});
+  });
+  return new Promise((resolve) => server.listen(path, () => resolve(server)));
+}
+
+test.each([
+  ['blocks of no bytes', { 20: 0 }, 'blocks of 0 bytes'],
+  ['blocks of all bytes that there are', { 20: 0xffffffff }, 'blocks of 4294967295 bytes'],
+  ['a capacity beyond all numbers', { 4: 0xffffffff }, 'beyond any disk'],
+  ['segments that hold no block', { 8: 100, 12: 1 }, 'no request can hold a block'],
+])(
+  'a server is not believed that claims %s',
+  async (_, words, sentence) => {
+    await using bed = new Bed();
+    const config = new Uint8Array(CONFIG_BYTES);
+    const view = new DataView(config.buffer);
+    for (const [at, word] of Object.entries({ 0: 2048, 8: 4096, 12: 16, 20: 512, ...words })) {
+      view.setUint32(Number(at), word, true);
+    }
+    const path = bed.path('liar.sock');
+    const bits = [F.VERSION_1, F.VHOST_PROTOCOL_FEATURES, F.BLK_SIZE, F.SIZE_MAX, F.SEG_MAX];
+    const features = bits.reduce((all, bit) => all | (1n << BigInt(bit)), 0n);
+    const server = await liar(path, config, features);
+    try {
+      const { stderr } = await probe(bed, path, ['--timeout', '1'], 1);
+      expect(stderr.text).toContain(sentence);
+      expect(stderr.text).not.toContain('internal error');
+    } finally {
+      server.close();
+    }
+  },
+  60_000,
+);
 
 test('a server that another frontend uses, and one that dies under the probe', async () => {
   await using bed = new Bed();
@@ -330,6 +387,15 @@ test('a copy that fails leaves no file, and what was there as it was', async () 
     expect: 1,
   });
   expect(full.stderr.text).toContain("'/dev/full' is no regular file");
+  const nowhere = await bed.run([binary, 'probe', '-s', server.socket, '-o', `${copy}/x`], {
+    expect: 1,
+  });
+  expect(nowhere.stderr.text).toContain(`'${copy}/x' cannot be written: ENOTDIR`);
+  // The server would go on with a file that has no name any more.
+  const { ino } = statSync(disk);
+  const served = await bed.run([binary, 'probe', '-s', server.socket, '-o', disk], { expect: 1 });
+  expect(served.stderr.text).toContain(`'${disk}' is in use by another process`);
+  expect(statSync(disk).ino).toBe(ino);
   await bed.stop(server);
 }, 60_000);
 

@@ -15,6 +15,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { lazyDisk } from './lazy.ts';
 import { binary, client } from './processes.ts';
 import { Bed, matrix, need, qemuDisk, seed, testWith } from './support.ts';
@@ -91,7 +92,7 @@ test('the log of a few requests is what is specified, to the byte', async () => 
   await using bed = new Bed();
   const log = bed.path('io.log');
   // What an earlier server has left is no part of it, nor its mode.
-  writeFileSync(log, 'old\n'.repeat(10_000), { mode: 0o644 });
+  writeFileSync(log, record('READ', 9, AB).repeat(100), { mode: 0o644 });
   const disk = bed.disk({ sizeBytes: 8 * MIB });
   const server = await bed.serve(disk, { io_debug_path: log, queue_size: 64 });
   const commands = ['write -P 0xab 4k 512', 'flush', 'read 0 1k', 'write -z 1k 512', 'read 4k 512'];
@@ -249,6 +250,12 @@ test("a log that would overwrite something, or is another server's, is refused",
   await refused(link, "is both the disk's data file and the I/O log");
   await refused(bed.folder, 'is no regular file; name one in io_debug_path');
   await refused(bed.path('no/folder'), "can't be written: ENOENT");
+  await refused(`${disk}/io.log`, "can't be written: ENOTDIR");
+  const other = bed.disk({ sizeBytes: MIB });
+  bed.fill(other, MIB);
+  const before = readFileSync(other);
+  await refused(other, 'holds something else than an I/O log; name a new file');
+  expect(readFileSync(other).equals(before)).toBe(true);
   if (process.getuid?.() === 0) {
     // Who has it open would see all.
     const others = bed.path('others.log');
@@ -261,11 +268,25 @@ test("a log that would overwrite something, or is another server's, is refused",
   const config = bed.config({ path: disk, socket: bed.path('x.sock'), io_debug_path: log });
   await bed.run([binary, 'serve', 'vhost', '-f', config, '--check']);
   expect(existsSync(log)).toBe(false);
-  const other = bed.disk({ sizeBytes: MIB });
   const server = await bed.serve(other, { io_debug_path: log });
   await refused(log, "is another server's; name another file");
   await bed.stop(server);
   truncateSync(log, 0);
+}, 60_000);
+
+test('a log that never comes is no reason to stay', async () => {
+  await using bed = new Bed();
+  const log = bed.path('io.log');
+  await bed.run(['mkfifo', log]);
+  const replay = bed.spawn([binary, 'replay', '-l', log, '-d', bed.disk()]);
+  // Waits until it is opened there.
+  const writer = await open(log, 'w');
+  try {
+    replay.signal('SIGTERM');
+    expect(await replay.exit(10_000)).toBe('SIGTERM');
+  } finally {
+    await writer.close();
+  }
 }, 60_000);
 
 test('skip_sync is warned of loudly, and flushes succeed', async () => {

@@ -30,8 +30,8 @@ if [[ $ubiblk == /tmp/* ]]; then
   cp "$ubiblk" /usr/local/bin/ubiblk
   ubiblk=/usr/local/bin/ubiblk
 fi
-# UNIT FILE: prints what a service's process has of a file of /proc.
-of_service() { cat "/proc/$(systemctl show -P MainPID "$1")/$2"; }
+# UNIT FILE: prints where a service's process has a file of /proc.
+of_service() { echo "/proc/$(systemctl show -P MainPID "$1")/$2"; }
 
 step an encrypted disk for virtual machines, in an odd folder
 folder=${quote(ODD)}
@@ -44,8 +44,9 @@ start() {
 start $unit
 "$ubiblk" probe -s "$folder/vhost.sock" --write --stage check > probe.log
 grep -q 'every byte the same' probe.log
-of_service $unit mountinfo | grep -q ' /tmp '
-of_service $unit mountinfo | grep -q ' / / ro,'
+# Not in a pipe, whose writer would be ended by SIGPIPE now and then.
+grep -q ' /tmp ' "$(of_service $unit mountinfo)"
+grep -q ' / / ro,' "$(of_service $unit mountinfo)"
 
 step a crash
 before=$(systemctl show -P MainPID $unit)
