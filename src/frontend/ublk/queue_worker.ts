@@ -74,10 +74,11 @@ function build(start: UblkQueueStart, ring: Ring): UblkQueue {
   const file = fds.length;
   ring.registerFiles([...fds, charFd]);
   if (mode === 'zero_copy') ring.registerPlaces(depth);
-  new RingWaiter(ring, start.wakeFd, new Pulse(start.heartbeat, queue));
+  const pulse = new Pulse(start.heartbeat, queue);
+  new RingWaiter(ring, start.wakeFd, pulse);
   log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
   const requests = new RequestTable();
-  const engine = engineFor(start, ring, fds);
+  const engine = engineFor(start, ring, fds, pulse);
   const stack = queueStack(disk, engine, ring, requests, null, answer, log);
   const op = (command: { op: number; legacy: number }) => (legacy ? command.legacy : command.op);
   const shape = {
@@ -100,11 +101,11 @@ function build(start: UblkQueueStart, ring: Ring): UblkQueue {
   return new UblkQueue(stack, ring, requests, shape, board, stay);
 }
 
-function engineFor(start: UblkQueueStart, ring: Ring, fds: number[]): FileEngine {
+function engineFor(start: UblkQueueStart, ring: Ring, fds: number[], pulse: Pulse): FileEngine {
   const { facts, ioEngine, device } = start;
   // Only the ring gets at memory that is registered.
   if (device.mode === 'zero_copy') return ring;
-  if (ioEngine === 'sync') return new SyncEngine(fds);
+  if (ioEngine === 'sync') return new SyncEngine(fds, () => pulse.answer());
   if (facts.direct || facts.writeThrough) return ring;
   return new PageCacheEngine(ring, new SyncEngine(fds), fds);
 }
