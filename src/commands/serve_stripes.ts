@@ -75,8 +75,9 @@ async function serve(
     );
     log.info(`serving ${served.stripes} stripes of '${disk.path}' at ${server.localAddress}`);
     notifyServiceManager('READY=1');
-    Watchdog.start(null, log);
+    const watchdog = Watchdog.start(null, log);
     await signals.stop;
+    watchdog.end();
     notifyServiceManager('STOPPING=1');
     await server.drain(DRAIN_MS);
     const { stripes, bytes } = server.counts;

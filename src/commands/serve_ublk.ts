@@ -335,8 +335,8 @@ class ServeUblk {
       server.failed,
     ]);
     this.ending = true;
-    notifyServiceManager('STOPPING=1');
     watchdog.end();
+    notifyServiceManager('STOPPING=1');
     if (end instanceof Error) return end;
     if (end === 'stop') return await this.stop(serving);
     if (end === 'leave') {

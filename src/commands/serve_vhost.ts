@@ -123,8 +123,8 @@ async function serve(
     notifyServiceManager('READY=1');
     const watchdog = Watchdog.start(server.heartbeat, log);
     let failure = await Promise.race([signals.stop, server.failed]);
-    notifyServiceManager('STOPPING=1');
     watchdog.end();
+    notifyServiceManager('STOPPING=1');
     failure ??= await impatiently(lazy, server.stop());
     if (failure !== undefined) {
       log.error(failure.message);

@@ -25,7 +25,7 @@ function watchdogLimitMs({ WATCHDOG_USEC, WATCHDOG_PID }: NodeJS.ProcessEnv): nu
 export class Watchdog {
   /** Queues that are known to be silent. */
   private told = '';
-  private ending = false;
+  private timer?: NodeJS.Timeout;
 
   /** @param heartbeat of the server's queues; null: it has none, and its event loop is all that is watched */
   static start(heartbeat: Heartbeat | null, log: Log): Watchdog {
@@ -34,7 +34,7 @@ export class Watchdog {
     if (limitMs === undefined) return watchdog;
     log.debug('the service manager watches', { limitMs });
     heartbeat?.ask();
-    setInterval(() => watchdog.look(), limitMs / SIGNS_OF_LIFE).unref();
+    watchdog.timer = setInterval(() => watchdog.look(), limitMs / SIGNS_OF_LIFE).unref();
     return watchdog;
   }
 
@@ -43,14 +43,17 @@ export class Watchdog {
     private readonly log: Log,
   ) {}
 
-  /** Queues end from here on: the service manager has another limit for that. */
+  /**
+   * To be called before `STOPPING=1`. The service manager has another limit for the end, and a sign of life
+   * would start its watchdog again, which knows nothing of how long the last sync of a disk takes.
+   */
   end(): void {
-    this.ending = true;
+    clearInterval(this.timer);
   }
 
   private look(): void {
     const { heartbeat, log } = this;
-    const silent = this.ending ? '' : (heartbeat?.silent ?? []).join(', ');
+    const silent = (heartbeat?.silent ?? []).join(', ');
     if (silent !== this.told) {
       this.told = silent;
       if (silent === '') log.info('all queues answer again');
@@ -59,6 +62,6 @@ export class Watchdog {
     }
     if (silent !== '') return;
     notifyServiceManager('WATCHDOG=1');
-    if (!this.ending) heartbeat?.ask();
+    heartbeat?.ask();
   }
 }

@@ -11,8 +11,14 @@ export class SyncEngine implements FileEngine {
   private readonly handlers: RingHandler[] = [];
   private readonly one = new IovecTable(1);
 
-  /** @param fds descriptors in the order that a ring would have them registered */
-  constructor(private readonly fds: readonly number[]) {}
+  /**
+   * @param fds descriptors in the order that a ring would have them registered
+   * @param lives is called after each system call: a batch of them can take long
+   */
+  constructor(
+    private readonly fds: readonly number[],
+    private readonly lives = () => {},
+  ) {}
 
   addHandler(handler: RingHandler): number {
     return this.handlers.push(handler) - 1;
@@ -60,6 +66,7 @@ export class SyncEngine implements FileEngine {
   }
 
   private done(handler: number, index: number, result: number): void {
+    this.lives();
     (this.handlers[handler] as RingHandler).ringCompleted(index, result, false);
   }
 }

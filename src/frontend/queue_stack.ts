@@ -19,6 +19,7 @@ import type { Log } from '../log.ts';
 import type { LazyStart } from '../stripe/lazy_disk.ts';
 import { LazyLayer } from '../stripe/lazy_layer.ts';
 import { type QueueMessage, SharedStripes } from '../stripe/shared_state.ts';
+import type { Pulse } from './heartbeat.ts';
 import type { WorkerAnswer } from './thread.ts';
 
 /** A disk as one queue uses it. */
@@ -111,8 +112,9 @@ export function engineBeside(
   ring: Ring,
   { facts, ioEngine }: { facts: DiskFacts; ioEngine: IoEngine },
   fds: readonly number[],
+  pulse: Pulse,
 ): FileEngine {
-  if (ioEngine === 'sync') return new SyncEngine(fds);
+  if (ioEngine === 'sync') return new SyncEngine(fds, () => pulse.answer());
   if (facts.direct || facts.writeThrough) return ring;
   return new PageCacheEngine(ring, new SyncEngine(fds), fds);
 }

@@ -4,7 +4,7 @@
  */
 import { expect } from 'bun:test';
 import { createHash } from 'node:crypto';
-import { existsSync, readFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { commands } from '../../src/commands/table.ts';
 import { root, tool } from './processes.ts';
@@ -58,7 +58,11 @@ testWith(
     await using bed = new Bed();
     made = await makePackages(bed);
     const other = { UMASK: '077', TZ: 'Asia/Tokyo', LC_ALL: 'C.UTF-8' };
-    expect(await makePackages(bed, await copiedTree(bed), other)).toEqual(made);
+    const tree = await copiedTree(bed);
+    // Groups that share a folder have it so.
+    mkdirSync(join(tree, 'build'));
+    chmodSync(join(tree, 'build'), 0o2755);
+    expect(await makePackages(bed, tree, other)).toEqual(made);
     await bed.run(['sha256sum', '--check', '--quiet', 'SHA256SUMS'], { cwd: dist });
   },
   10 * minutes,
@@ -102,6 +106,23 @@ printf 'path: disk.raw\\nsocket: disk.sock\\n' > vm.yaml
 ubiblk serve vhost --config vm.yaml 2> log & server=$!
 until grep -q 'listening on' log; do kill -0 $server; sleep 0.05; done
 ubiblk probe --socket disk.sock --write --size 1M --seconds 0.1
+# Another package that would replace it, and fails half-way, leaves all as it was.
+mkdir -p other/DEBIAN
+cat > other/DEBIAN/control << END
+Package: other
+Version: 1
+Architecture: all
+Maintainer: nobody <nobody@lists.invalid>
+Conflicts: ubiblk
+Replaces: ubiblk
+Provides: ubiblk
+Description: fails
+END
+printf '#!/bin/sh\\nexit 1\\n' > other/DEBIAN/preinst
+chmod 755 other/DEBIAN/preinst
+dpkg-deb --build other > /tmp/built
+dpkg -i --auto-deconfigure other.deb && exit 1
+for program; do "$program" --help > /tmp/help; done
 dpkg -r ubiblk
 kill -0 $server
 ubiblk --version && exit 1
@@ -114,6 +135,13 @@ touch /etc/ubiblk/mine.yaml
 dpkg -P ubiblk
 cat /etc/ubiblk/mine.yaml
 rm -r /etc/ubiblk
+# Disks elsewhere.
+mkdir /tmp/disks
+ln -s /tmp/disks /var/lib/ubiblk
+dpkg -i "$deb"
+dpkg -P ubiblk
+[ -L /var/lib/ubiblk ]
+rm /var/lib/ubiblk
 files > /tmp/after
 diff /tmp/before /tmp/after | grep -v -e '/etc/.*-$' -e systemd -e sysusers -e tmpfiles | grep '^[<>]' || echo 'nothing is left'
 `;

@@ -97,6 +97,33 @@ testWith(
   60_000,
 );
 
+// A sign of life would start the service manager's watchdog again, which it has stopped for the end.
+testWith(
+  'a server that ends gives no signs of life, however long its end takes',
+  [...needs, need.program('strace'), need.root()],
+  async () => {
+    await using bed = new Bed();
+    const { notices, env } = await watched(bed, 100);
+    const server = await bed.serve(bed.disk(), {}, { env });
+    await moreSigns(notices, 1);
+    const threads = [...threadUsage(server.child.pid)];
+    const queue = threads.find(([, { name }]) => name === 'queue 0')?.[0] as string;
+    const delay = 'inject=io_uring_enter:delay_enter=3600s';
+    const strace = bed.spawn(['strace', '-p', queue, '-e', 'trace=io_uring_enter', '-e', delay]);
+    await server.child.said(/no answer of queue 0: /, 20_000, 0, server.child.stderr);
+    server.child.signal('SIGTERM');
+    await notices.said(/^STOPPING=1$/m, 10_000);
+    // Meanwhile, ten limits go by.
+    const other = await watched(bed, 100, 'other');
+    await bed.serve(bed.disk(), {}, { env: other.env });
+    await moreSigns(other.notices, 40);
+    strace.killGroup();
+    expect(await server.child.exit(10_000)).toBe(0);
+    expect(notices.stdout.text).toEndWith('STOPPING=1\n');
+  },
+  60_000,
+);
+
 testWith(
   'a stripe server gives signs of life',
   needs,

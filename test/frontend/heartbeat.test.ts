@@ -1,7 +1,8 @@
 /** Queues answer the question whether they live, whatever they wait in. */
 import { expect, test } from 'bun:test';
 import { openLibrary, shim } from '../../ffi/library.ts';
-import { Ring } from '../../ffi/ring.ts';
+import { OP_READ, Ring } from '../../ffi/ring.ts';
+import { SyncEngine } from '../../src/device/sync_engine.ts';
 import { Heartbeat, Pulse } from '../../src/frontend/heartbeat.ts';
 import { EpollWaiter, RingWaiter } from '../../src/frontend/waiter.ts';
 
@@ -40,4 +41,18 @@ test('who sleeps is woken, and who only works answers, too', () => {
     expect(heartbeat.silent).toEqual([]);
   }
   ring.close();
+});
+
+test('a batch of system calls answers between two of them', () => {
+  const { heartbeat, pulses } = twoQueues();
+  const engine = new SyncEngine([0], () => pulses[0].answer());
+  const silentWithin: number[][] = [];
+  const seen = { ringCompleted: () => silentWithin.push(heartbeat.silent) };
+  const handler = engine.addHandler(seen);
+  for (let call = 0; call < 2; call++) {
+    heartbeat.ask();
+    engine.transfer(OP_READ, 0, 0, 0, 0, 0, handler, 0);
+  }
+  engine.fdatasync(0, handler, 0);
+  expect(silentWithin).toEqual([[1], [1], [1]]);
 });

@@ -44,10 +44,11 @@ function build(start: NbdQueueStart): NbdQueue {
   const disk = { queue, facts, lazy, ownMemory: true };
   const fds = queueFiles(disk);
   if (facts.fd >= 0) ring.registerFiles(fds);
-  new RingWaiter(ring, start.wakeFd, new Pulse(start.heartbeat, queue));
+  const pulse = new Pulse(start.heartbeat, queue);
+  new RingWaiter(ring, start.wakeFd, pulse);
   log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
   const requests = new RequestTable();
-  const engine = engineBeside(ring, start, fds);
+  const engine = engineBeside(ring, start, fds, pulse);
   const stack = queueStack(disk, engine, ring, requests, null, answer, log);
   const board = new QueueBoard(start.board, queue, QUEUE_PLACES);
   const status = new BlockStatus(facts, lazy);

@@ -72,10 +72,11 @@ function build(start: UblkQueueStart, ring: Ring): UblkQueue {
   const file = fds.length;
   ring.registerFiles([...fds, charFd]);
   if (mode === 'zero_copy') ring.registerPlaces(depth);
-  new RingWaiter(ring, start.wakeFd, new Pulse(start.heartbeat, queue));
+  const pulse = new Pulse(start.heartbeat, queue);
+  new RingWaiter(ring, start.wakeFd, pulse);
   log.debug('io_uring is set up', { setup: ring.setup, entries: ring.sqEntries });
   const requests = new RequestTable();
-  const engine = engineFor(start, ring, fds);
+  const engine = engineFor(start, ring, fds, pulse);
   const stack = queueStack(disk, engine, ring, requests, null, answer, log);
   const op = (command: { op: number; legacy: number }) => (legacy ? command.legacy : command.op);
   const shape = {
@@ -98,9 +99,9 @@ function build(start: UblkQueueStart, ring: Ring): UblkQueue {
   return new UblkQueue(stack, ring, requests, shape, board, stay);
 }
 
-function engineFor(start: UblkQueueStart, ring: Ring, fds: number[]): FileEngine {
+function engineFor(start: UblkQueueStart, ring: Ring, fds: number[], pulse: Pulse): FileEngine {
   // Only the ring gets at memory that is registered.
-  return start.device.mode === 'zero_copy' ? ring : engineBeside(ring, start, fds);
+  return start.device.mode === 'zero_copy' ? ring : engineBeside(ring, start, fds, pulse);
 }
 
 /** Runs where the queue's requests come from. */

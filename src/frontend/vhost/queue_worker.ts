@@ -53,7 +53,7 @@ function build(start: QueueStart): VhostQueue {
   let ring: Ring | null = null;
   if (options.ioEngine === 'sync') {
     waiter = new EpollWaiter(wakeFd, pulse);
-    engine = new SyncEngine(fds);
+    engine = new SyncEngine(fds, () => pulse.answer());
   } else {
     const entries = clamp(options.queueSize, MIN_RING_ENTRIES, MAX_RING_ENTRIES);
     const setup = process.env.UBIBLK_IO_URING_SETUP as RingSetup | undefined;
