@@ -148,8 +148,8 @@ async function serve(
     const command = run === undefined ? null : new RunCommand(run, listening);
     const ends = [signals.stop, server.failed, ...(command ? [command.ended] : [])];
     const first = await Promise.race<Error | number | undefined>(ends);
-    notifyServiceManager('STOPPING=1');
     watchdog.end();
+    notifyServiceManager('STOPPING=1');
     const status = typeof first === 'number' ? first : ((await command?.stop()) ?? 0);
     let failure = first instanceof Error ? first : undefined;
     failure ??= await impatiently(lazy, server.stop());

@@ -160,7 +160,12 @@ export class NbdCopyTarget implements CopyTarget {
   /** A server that comes back may have lost what it had not made durable: then all begins anew. */
   private async attempt(what: (each: NbdConnection) => Promise<void>): Promise<void> {
     if (this.lost) throw this.lost;
-    await this.pool.use(what, 1).catch((error) => {
+    const { pool } = this;
+    const asked = async (each: NbdConnection) => {
+      if (!pool.loss) await what(each);
+      if (pool.loss) throw pool.loss;
+    };
+    await pool.use(asked, 1).catch((error) => {
       this.lost = new UserError(`'${this.name}' can't be written: ${errorName(error)}`);
       throw this.lost;
     });

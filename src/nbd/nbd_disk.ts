@@ -26,6 +26,10 @@ import { relay } from './tls_relay.ts';
 const CONNECT_MS = 10_000;
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 10_000;
+/** A connection that has ended before is as good as none, in milliseconds. */
+const SOON_MS = 1000;
+/** So many of them in a row are told. */
+const MANY_SOON = 3;
 const MAX_LOGICAL_BLOCK = 4096;
 const NOTE_BYTES = 4096;
 
@@ -33,6 +37,9 @@ export class NbdDisk extends Disk {
   private readonly stop = new AbortController();
   private readonly lines: QueueLine[];
   private readonly connecting = new Set<number>();
+  /** When each queue was given its connection, and how many have ended soon in a row. */
+  private readonly givenMs: number[] = [];
+  private readonly soon: number[] = [];
   private notes: Channel | null = null;
 
   private constructor(
@@ -125,10 +132,11 @@ export class NbdDisk extends Disk {
     if (this.connecting.has(queue)) return;
     this.connecting.add(queue);
     const { uri } = this.options.place;
+    await this.restAfterSoon(queue, uri);
     for (let attempt = 1; !this.stop.signal.aborted; attempt++) {
       try {
         const { channel, facts } = await openNbdChannel(this.options, this.stop.signal);
-        if (facts.sizeBytes !== this.nbd.sizeBytes || facts.structured !== this.nbd.structured) {
+        if (!sameExport(facts, this.nbd)) {
           channel.close();
           throw new Error('it is another export now');
         }
@@ -146,6 +154,19 @@ export class NbdDisk extends Disk {
     }
   }
 
+  /** A server that ends each connection, or whose replies are none, is not asked without end. */
+  private async restAfterSoon(queue: number, uri: string): Promise<void> {
+    const livedMs = performance.now() - this.givenMs[queue];
+    const soon = livedMs < SOON_MS ? (this.soon[queue] ?? 0) + 1 : 0;
+    this.soon[queue] = soon;
+    if (soon === MANY_SOON) {
+      this.log.warn(
+        `${uri} ends its connections soon, or doesn't keep to the protocol; requests wait`,
+      );
+    }
+    if (soon > 0) await Bun.sleep(backoffMs(soon, FIRST_DELAY_MS, LAST_DELAY_MS));
+  }
+
   /** Gives a queue its socket; of TLS main keeps the one end. */
   private async give(queue: number, channel: Channel): Promise<void> {
     let fd: number;
@@ -157,9 +178,23 @@ export class NbdDisk extends Disk {
     } else {
       fd = channel.detach();
     }
+    this.givenMs[queue] = performance.now();
     this.lines[queue].give(fd);
     shim.ubiblk_eventfd_signal(this.facts.nbd?.eventFds[queue] ?? -1);
   }
+}
+
+/** Whether a queue that knows the one can go on with the other. */
+function sameExport(one: ExportFacts, other: ExportFacts): boolean {
+  const parts = [
+    'sizeBytes',
+    'flags',
+    'minBlock',
+    'maxPayload',
+    'structured',
+    'allocationId',
+  ] as const;
+  return parts.every((part) => one[part] === other[part]);
 }
 
 function checkFacts({ sizeBytes, minBlock }: ExportFacts, uri: string): void {

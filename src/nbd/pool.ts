@@ -30,6 +30,7 @@ export class NbdPool {
   private readonly rests = new Rests();
   private waiters: PromiseWithResolvers<void>[] = [];
   private away: Error | null = null;
+  private firstLoss: Error | null = null;
   private returnListener: () => void = () => {};
 
   private constructor(
@@ -70,6 +71,15 @@ export class NbdPool {
   /** Requests that go on at the same time without one waiting for another. */
   get parallel(): number {
     return this.most;
+  }
+
+  /**
+   * Why a connection has ended since the beginning, null where none has: also one of which nothing was asked
+   * at the time, and that was made anew.
+   */
+  get loss(): Error | null {
+    for (const { connection } of this.lines) this.firstLoss ??= connection?.failure ?? null;
+    return this.firstLoss;
   }
 
   reconnect(): void {
@@ -137,6 +147,7 @@ export class NbdPool {
 
   private lose(line: Line, connection: NbdConnection, error: Error): void {
     if (line.connection !== connection) return;
+    this.firstLoss ??= error;
     connection.close();
     line.connection = null;
     void this.connect(line, error);

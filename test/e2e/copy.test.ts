@@ -1,6 +1,6 @@
 /** `ubiblk copy` between all that it knows, compared by tools that are not ours. */
 import { expect, test } from 'bun:test';
-import { existsSync, statSync } from 'node:fs';
+import { existsSync, rmSync, statSync } from 'node:fs';
 import { archivedDisk, folderPlace, targetConfig } from './archives.ts';
 import { lazyDisk } from './lazy.ts';
 import { compareImages, endNbd, MIB, nbdkit, nbdPrograms, serveNbd } from './nbd.ts';
@@ -219,6 +219,33 @@ testWith(
     const child = bed.spawn([binary, 'copy', from, leaving.uri]);
     await Bun.sleep(400);
     leaving.child.signal('SIGKILL');
+    expect(await child.exit(20_000)).toBe(1);
+    expect(child.stderr.text).toContain("can't be written");
+  },
+  60_000,
+);
+
+testWith(
+  'a target that was started anew while nothing was asked of it ends the copy',
+  needs,
+  async () => {
+    await using bed = new Bed();
+    const from = bed.disk({ sizeBytes: 8 * MIB });
+    bed.fill(from, 8 * MIB);
+    const slow = await nbdkit(bed, ['--threads=1', '--filter=delay', 'file', from, 'rdelay=500ms']);
+    const kept = bed.disk({ sizeBytes: 8 * MIB });
+    const target = await nbdkit(bed, ['file', kept], 'target.sock');
+    const child = bed.spawn([binary, 'copy', slow.uri, target.uri]);
+    const deadline = Date.now() + 20_000;
+    while (statSync(kept).blocks < 2 * 2048) {
+      if (Date.now() > deadline || !child.running) throw new Error(child.report());
+      await Bun.sleep(10);
+    }
+    target.child.signal('SIGKILL');
+    await target.child.exit(10_000);
+    rmSync(target.socket);
+    rmSync(`${target.socket}.pid`);
+    await nbdkit(bed, ['memory', '8M'], 'target.sock');
     expect(await child.exit(20_000)).toBe(1);
     expect(child.stderr.text).toContain("can't be written");
   },

@@ -1,6 +1,7 @@
 /** Exports that are served as they are: a virtual machine's disk, or another export, without a file. */
 import { expect } from 'bun:test';
 import { rmSync, statSync } from 'node:fs';
+import { FakeServer, type Lie, someExport } from '../nbd/support.ts';
 import { compareImages, endNbd, MIB, nbdkit, nbdPrograms, serveNbd } from './nbd.ts';
 import { binary, client, keyValues } from './processes.ts';
 import { Bed, matrix, need, qemuDisk, type Server, seed, testWith } from './support.ts';
@@ -141,6 +142,25 @@ testWith(
     await bed.stop(server);
   },
   60_000,
+);
+
+testWith(
+  'a server whose replies are none is told of, and not asked without end',
+  [need.program('qemu-io')],
+  async () => {
+    await using bed = new Bed();
+    const noReply: Lie = (bytes, phase) =>
+      phase === 'talk' ? bytes : Buffer.alloc(bytes.length, 1);
+    using liar = new FakeServer(someExport, noReply);
+    const server = await serveNbd(bed, null, {}, { args: ['--nbd', liar.uri] });
+    const reader = bed.spawn(['qemu-io', '-r', '-f', 'raw', '-c', 'read 0 4k', server.uri]);
+    await server.child.said(/doesn't keep to the protocol/, 10_000, 0, server.child.stderr);
+    // Of each connection one.
+    expect(liar.requests.length).toBe(3);
+    await endNbd(server);
+    await reader.exit(10_000);
+  },
+  30_000,
 );
 
 testWith(

@@ -1,12 +1,13 @@
 /** The layer that has an export instead of a file, on a real ring, against a server in this process. */
 import { expect, test } from 'bun:test';
+import { closeSync, readSync, writeSync } from 'node:fs';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { IovecTable, Ring } from '../../ffi/ring.ts';
 import { parseNbdUri } from '../../src/config/nbd_uri.ts';
 import { NbdDevice } from '../../src/device/nbd/nbd_device.ts';
 import { QueueLine, queueLineBytes } from '../../src/device/nbd/queue_line.ts';
-import { BlockRequest, READ } from '../../src/device/request.ts';
+import { BlockRequest, READ, WRITE } from '../../src/device/request.ts';
 import { openNbdChannel } from '../../src/nbd/connection.ts';
 import { Random, seed } from '../random.ts';
 import { bytesOf, FakeServer, type Lie, someExport } from './support.ts';
@@ -124,3 +125,58 @@ test('a server that lies is not believed, and requests fail when they are given 
   }
   expect(failures).toBeGreaterThan(30);
 }, 60_000);
+
+test('a write that is answered before it is sent is not done before: its memory is still read', () => {
+  openLibrary();
+  const length = 8 << 20;
+  const ring = new Ring(64, 128);
+  const fds = new Int32Array(2);
+  shim.ubiblk_socket_pair(fds);
+  const [ours, peer] = fds;
+  shim.ubiblk_set_blocking(peer, 0);
+  const lines = new SharedArrayBuffer(queueLineBytes(1));
+  new QueueLine(lines, 0).give(ours);
+  const facts = {
+    sizeBytes: length,
+    flags: 1,
+    minBlock: 512,
+    preferredBlock: 4096,
+    maxPayload: length,
+    structured: false,
+    allocationId: -1,
+  };
+  const start = { facts, lines, eventFds: [shim.ubiblk_eventfd()], lostFd: shim.ubiblk_eventfd() };
+  const device = new NbdDevice(ring, start, 0, () => {});
+  const memory = new NativeBuffer(length);
+  let done = false;
+  const owner = {
+    completed: () => {
+      done = true;
+    },
+  };
+  const request = new BlockRequest(0, owner, new IovecTable(1));
+  const { address } = memory;
+  Object.assign(request, { op: WRITE, offset: 0, length, segments: 1, address });
+  device.submit(request);
+  const turn = () => {
+    device.receive();
+    ring.enter(0, 0);
+    ring.reap();
+  };
+  turn();
+  const head = Buffer.alloc(28);
+  expect(readSync(peer, head)).toBe(28);
+  const reply = Buffer.alloc(16);
+  reply.writeUInt32BE(0x67446698, 0);
+  head.copy(reply, 8, 8, 16);
+  writeSync(peer, reply);
+  for (let i = 0; i < 100; i++) turn();
+  expect(done).toBe(false);
+  const piece = Buffer.alloc(1 << 20);
+  for (let left = length; left > 0; turn()) left -= readSync(peer, piece);
+  for (let i = 0; i < 100 && !done; i++) turn();
+  expect(done).toBe(true);
+  expect(request.result).toBe(0);
+  closeSync(peer);
+  memory.free();
+});

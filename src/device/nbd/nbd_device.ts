@@ -69,6 +69,10 @@ const ZERO_BYTES = 64 * 1024;
 /** Where the server can't zero, so much is written at once: parts of ZERO_BYTES. */
 const MOST_ZERO_PARTS = 64;
 const EVENT = 0;
+/** How far a request is on its way to the server; the kernel may read the data of what is being sent. */
+const WAITS = 0;
+const BEING_SENT = 1;
+const SENT = 2;
 /** Extents that are kept of an answer. */
 export const MOST_EXTENTS = 1024;
 export const EXTENT_BYTES = 8;
@@ -94,6 +98,11 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private readonly got: number[] = [];
   private readonly asked: number[] = [];
   private readonly errors: number[] = [];
+  /** WAITS, BEING_SENT or SENT. */
+  private readonly ways: number[] = [];
+  /** Indexes of requests that are being sent, and of writes that were answered meanwhile. */
+  private readonly batch: number[] = [];
+  private readonly early: number[] = [];
   private activeCount = 0;
   /** Indexes of requests that are to be sent, from `queueHead` on. */
   private readonly queue: number[] = [];
@@ -202,8 +211,14 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
 
   sent(): void {
     this.headsUsed = 0;
-    if (this.connected) this.sendAll();
-    else this.lost();
+    if (!this.connected) {
+      this.lost();
+      return;
+    }
+    for (let i = 0; i < this.batch.length; i++) this.ways[this.batch[i]] = SENT;
+    this.batch.length = 0;
+    if (this.early.length > 0) this.finishEarly();
+    this.sendAll();
   }
 
   ended(): void {
@@ -222,6 +237,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     this.current = null;
     this.toSkip = 0;
     this.headsUsed = 0;
+    this.batch.length = 0;
+    this.early.length = 0;
     this.clearQueue();
     for (const request of this.active) if (request) this.ask(request);
     this.stream.receive();
@@ -278,6 +295,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private ask(request: BlockRequest): void {
     this.got[request.index] = 0;
     this.errors[request.index] = 0;
+    this.ways[request.index] = WAITS;
     this.queue.push(request.index);
   }
 
@@ -306,6 +324,8 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     const moves = !looks && (op === READ || op === WRITE || writesZeroes);
     const length = stage === STAGE_FLUSH || op === FLUSH ? 0 : moves ? Math.min(left, most) : left;
     this.asked[index] = length;
+    this.ways[index] = BEING_SENT;
+    this.batch.push(index);
     view.setUint32(head, REQUEST_MAGIC);
     view.setUint16(head + AT_FLAGS, this.flagsOf(request));
     view.setUint16(
@@ -535,6 +555,16 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   /** The reply to what was asked for is there; a request may be more than that. */
   private finish(request: BlockRequest): void {
     const { index } = request;
+    // Nobody answers what was not asked.
+    if (this.ways[index] === WAITS) {
+      this.broken();
+      return;
+    }
+    // Whoever has the memory may use it for something else as soon as the request is done.
+    if (this.ways[index] === BEING_SENT && request.op === WRITE) {
+      this.early.push(index);
+      return;
+    }
     const asked = this.asked[index];
     const error = this.errors[index];
     if (request.stage === STAGE_EXTENTS) {
@@ -564,6 +594,13 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     request.result = error;
     if (error !== 0) this.onFailure(request, error);
     request.owner.completed(request);
+  }
+
+  private finishEarly(): void {
+    for (const index of this.early.splice(0)) {
+      const request = this.active[index];
+      if (request && this.connected) this.finish(request);
+    }
   }
 
   /** Nothing is believed of a server that breaks the rules: another connection is tried. */

@@ -201,7 +201,10 @@ export class RingStream implements RingHandler {
 
   private wasReceived(result: number): void {
     this.receiving = false;
-    if (result === -EINTR || result === -EAGAIN) {
+    if (this.isEnded) {
+      // Sending has failed meanwhile: nobody waits for what has come, but for this being over.
+      this.finish();
+    } else if (result === -EINTR || result === -EAGAIN) {
       this.receive();
     } else if (result <= 0) {
       this.finish();

@@ -40,7 +40,7 @@ export class TlsGate {
     this.greeted++;
     try {
       const negotiation = await this.negotiate(channel);
-      if (!negotiation) return channel.close();
+      if (!negotiation) throw new Error('it gives up, or sends what is no option');
       await channel.secure(this.psk);
       this.passOn(channel, negotiation.noZeroes ? WITHOUT_ZEROES : 0);
     } catch (error) {
@@ -95,6 +95,7 @@ export class TlsGate {
     if (shim.ubiblk_socket_pair(fds) < 0) {
       this.log.warn('a client is turned away: no descriptor is left; raise the limit (ulimit -n)');
       channel.close();
+      this.open.delete(channel);
       return;
     }
     const [ours, theirs] = fds;
