@@ -7,7 +7,7 @@ import { ArchiveCopySource } from '../copy/archive_end.ts';
 import { type Copied, copy } from '../copy/copier.ts';
 import { DiskCopySource, DiskCopyTarget } from '../copy/disk_end.ts';
 import type { CopySource, CopyTarget } from '../copy/ends.ts';
-import { FileSource, FileTarget } from '../copy/file_end.ts';
+import { FileSource, FileTarget, StreamFileTarget } from '../copy/file_end.ts';
 import { NbdCopySource, NbdCopyTarget } from '../copy/nbd_end.ts';
 import { copyFromStream, copyToStream } from '../copy/stream.ts';
 import { freeXts } from '../crypto/xts.ts';
@@ -73,7 +73,6 @@ async function fromSource(
   }
 }
 
-/** Of a stream nobody knows how long it is: only what has a size takes one. */
 async function fromStream(
   args: Arguments,
   to: string,
@@ -81,17 +80,9 @@ async function fromStream(
   progress: Progress,
   log: Log,
 ): Promise<void> {
-  if (kindOf(to) === 'file') {
-    throw new UsageError(
-      "from '-' a file is made by the shell: > FILE; name a device, an NBD URI or a disk",
-    );
-  }
   const target = await openTarget(args, to, null, log);
   try {
-    const limit = Number.MAX_SAFE_INTEGER;
-    const bytes = await copyFromStream(target, limit, signal, (done) =>
-      progress.update(done, undefined),
-    );
+    const bytes = await copyFromStream(target, signal, (done) => progress.update(done, undefined));
     progress.clear();
     tell(args, { sizeBytes: bytes, dataBytes: bytes, zeroBytes: 0, keptBytes: 0 }, to);
   } finally {
@@ -183,7 +174,10 @@ async function openTarget(
   if (kind === 'archive') {
     throw new UserError(`'${name}' names an archive: 'ubiblk archive --target-config' makes one`);
   }
-  if (kind === 'file') return FileTarget.open(name, source as CopySource, args.has('force'));
+  if (kind === 'file') {
+    const force = args.has('force');
+    return source ? FileTarget.open(name, source, force) : new StreamFileTarget(name, force);
+  }
   const settings = {
     ioEngine: 'sync',
     directIo: false,

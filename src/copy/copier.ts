@@ -46,7 +46,7 @@ export async function copy(
   try {
     await copier.run();
     signal.throwIfAborted();
-    await target.commit();
+    await target.commit(source.sizeBytes);
   } catch (error) {
     // What went wrong first is what is told.
     await target.giveUp().catch(() => {});

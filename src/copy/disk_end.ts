@@ -11,6 +11,7 @@ import type { CopySource, CopyTarget, Extent } from './ends.ts';
 import { fileExtents } from './file_end.ts';
 
 const PARALLEL = 8;
+const SECTOR_BYTES = 512;
 /** Neighbouring stripes that are told of at once. */
 const MOST_EXTENTS = 256;
 
@@ -92,6 +93,8 @@ const never = new AbortController().signal;
 /** A disk, or any block device, that is overwritten where it is. */
 export class DiskCopyTarget implements CopyTarget {
   readonly name: string;
+  readonly roomBytes: number;
+  readonly sectorBytes = SECTOR_BYTES;
   private readonly target: DiskTarget;
 
   /**
@@ -112,9 +115,10 @@ export class DiskCopyTarget implements CopyTarget {
         `'${disk.path}' has ${facts.sizeBytes} bytes, fewer than the ${sizeBytes} of the source`,
       );
     }
-    if (sizeBytes % 512 !== 0) {
+    if (sizeBytes % SECTOR_BYTES !== 0) {
       throw new UserError(`the source has ${sizeBytes} bytes, which is no multiple of 512`);
     }
+    this.roomBytes = facts.sizeBytes;
     this.target = new DiskTarget(facts);
   }
 

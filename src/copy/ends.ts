@@ -25,6 +25,10 @@ export interface CopySource {
 
 export interface CopyTarget {
   readonly name: string;
+  /** What it has room for. */
+  readonly roomBytes: number;
+  /** What it takes is a multiple of this long. */
+  readonly sectorBytes: number;
   /** Whether what isn't written reads as zeroes. */
   readonly isZero: boolean;
   /** What a run before has copied already. */
@@ -35,8 +39,8 @@ export interface CopyTarget {
   zero(offset: number, length: number): Promise<void>;
   /** All of the unit at an offset has been copied. */
   done(offset: number): Promise<void>;
-  /** All has been copied: makes it durable. */
-  commit(): Promise<void>;
+  /** All has been copied, so much from its start: makes it durable. */
+  commit(sizeBytes: number): Promise<void>;
   /** Something went wrong: notes what is there. */
   giveUp(): Promise<void>;
   /** Ends what is under way with an error, where that may take long. */

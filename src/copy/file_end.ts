@@ -1,12 +1,13 @@
 /** Files as ends of a copy: any file or block device to read, a new file to write. */
 import { createHash } from 'node:crypto';
-import { closeSync, fstatSync, openSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, openSync } from 'node:fs';
 import { errnoName } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
+import { NewFile } from '../../ffi/new_file.ts';
 import { errorName, UserError } from '../errors.ts';
 import type { Memory } from '../remote/channel.ts';
-import { readAt } from '../stripe/async_file.ts';
+import { readAt, writeOutAt } from '../stripe/async_file.ts';
 import { PartialImage, refuseExisting } from '../stripe/partial_image.ts';
 import type { CopySource, CopyTarget, Extent } from './ends.ts';
 
@@ -86,10 +87,12 @@ export function fileExtents(fd: number, offset: number, length: number): Extent[
 /** A file that is made anew, or that an interrupted run has begun. */
 export class FileTarget implements CopyTarget {
   readonly isZero = true;
+  readonly sectorBytes = 1;
 
   private constructor(
     readonly name: string,
     private readonly image: PartialImage,
+    readonly roomBytes: number,
     private readonly unitBytes: number,
   ) {}
 
@@ -100,7 +103,7 @@ export class FileTarget implements CopyTarget {
     const parts = Math.ceil(sizeBytes / unitBytes);
     const hash = createHash('sha256').update(`${identity}\n${unitBytes}`).digest();
     const image = PartialImage.open(path, { identity: hash, parts, sizeBytes });
-    return new FileTarget(path, image, unitBytes);
+    return new FileTarget(path, image, sizeBytes, unitBytes);
   }
 
   has(offset: number): boolean {
@@ -128,5 +131,52 @@ export class FileTarget implements CopyTarget {
 
   async close(): Promise<void> {
     this.image.close();
+  }
+}
+
+/** A file that is made of a stream: nobody can go on with it, so it has no name until all of it is there. */
+export class StreamFileTarget implements CopyTarget {
+  readonly isZero = true;
+  readonly roomBytes = Number.MAX_SAFE_INTEGER;
+  readonly sectorBytes = 1;
+  private readonly lane = new Lane('target', 1);
+  private readonly file: NewFile;
+  private readonly facts: { fd: number; bufferedFd: number; directOffsetAlign: number };
+
+  /** @throws UserError where something is there and `force` doesn't say that it goes */
+  constructor(
+    readonly name: string,
+    force: boolean,
+  ) {
+    refuseExisting(name, force);
+    this.file = new NewFile(name);
+    this.facts = { fd: this.file.fd, bufferedFd: -1, directOffsetAlign: 1 };
+  }
+
+  has(): boolean {
+    return false;
+  }
+
+  async write(offset: number, { address }: Memory, length: number): Promise<void> {
+    await writeOutAt(this.lane, this.facts, { address, length }, offset).catch((error) => {
+      throw new UserError(`'${this.name}' can't be written: ${errorName(error)}`);
+    });
+  }
+
+  async zero(): Promise<void> {}
+
+  async done(): Promise<void> {}
+
+  async commit(sizeBytes: number): Promise<void> {
+    // Zeroes at its end were not written.
+    ftruncateSync(this.file.fd, sizeBytes);
+    await this.file.commit();
+  }
+
+  async giveUp(): Promise<void> {}
+
+  async close(): Promise<void> {
+    this.file.discard();
+    this.lane.close();
   }
 }

@@ -84,6 +84,8 @@ export class NbdCopySource implements CopySource {
 }
 
 export class NbdCopyTarget implements CopyTarget {
+  readonly roomBytes: number;
+  readonly sectorBytes: number;
   private zeroes: ReturnType<typeof nativeMemory> | null = null;
   private lost: UserError | null = null;
 
@@ -92,7 +94,10 @@ export class NbdCopyTarget implements CopyTarget {
     readonly isZero: boolean,
     private readonly pool: NbdPool,
     private readonly wipe: () => void,
-  ) {}
+  ) {
+    this.roomBytes = pool.facts.sizeBytes;
+    this.sectorBytes = pool.facts.minBlock;
+  }
 
   /**
    * @param isZero it reads as zeroes, as whoever calls knows

@@ -32,34 +32,44 @@ function fill(bytes: Uint8Array): number {
 
 /**
  * Copies standard input to the beginning of a target.
- * @param limit bytes that the target has room for
  * @returns bytes
- * @throws UserError where there are more, or the last sector isn't whole
+ * @throws UserError where there are more than it has room for, or they end within a sector
  */
 export async function copyFromStream(
   target: CopyTarget,
-  limit: number,
   signal: AbortSignal,
   progress: (bytes: number) => void,
 ): Promise<number> {
+  const { name, roomBytes, sectorBytes } = target;
   const memory = nativeMemory(PIECE_BYTES);
   try {
     for (let at = 0; ; ) {
       signal.throwIfAborted();
       const count = fill(memory.bytes);
-      if (at + count > limit)
-        throw new UserError(`standard input has more than the ${limit} bytes of '${target.name}'`);
-      if (count > 0) await target.write(at, memory, count);
+      if (at + count > roomBytes) {
+        throw new UserError(`standard input has more than the ${roomBytes} bytes of '${name}'`);
+      }
+      if (count % sectorBytes !== 0) {
+        throw new UserError(
+          `standard input has ${at + count} bytes, which is no multiple of ${sectorBytes}`,
+        );
+      }
+      const part = { address: memory.address, bytes: memory.bytes.subarray(0, count) };
+      if (count > 0 && !(target.isZero && isZero(part.bytes))) await target.write(at, part, count);
       at += count;
       progress(at);
       if (count < PIECE_BYTES) {
-        await target.commit();
+        await target.commit(at);
         return at;
       }
     }
   } finally {
     memory.free();
   }
+}
+
+function isZero(bytes: Uint8Array): boolean {
+  return bytes[0] === 0 && Buffer.compare(bytes.subarray(1), bytes.subarray(0, -1)) === 0;
 }
 
 /** Copies a source to standard output. @throws UserError; a reader that goes away is one, too */

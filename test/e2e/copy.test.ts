@@ -156,6 +156,27 @@ testWith(
   60_000,
 );
 
+test('a stream fills a new file, with holes, and a disk no further than it goes', async () => {
+  await using bed = new Bed();
+  const from = await image(bed, SIZE + 513);
+  const to = bed.path('copy.raw');
+  const stream = (target: string) => ['bash', '-c', `${binary} copy - ${target} < ${quote(from)}`];
+  await bed.run(stream(quote(to)));
+  await bed.run(['cmp', from, to]);
+  expect(kibOf(to)).toBeLessThan(SIZE / 2048);
+  const again = await bed.run(stream(quote(to)), { expect: 1 });
+  expect(again.stderr.text).toContain('give --force');
+  await bed.run(stream(`--force ${quote(to)}`));
+  const disk = bed.disk({ sizeBytes: SIZE });
+  const config = quote(bed.config({ path: disk }));
+  const long = await bed.run(stream(config), { expect: 1 });
+  expect(long.stderr.text).toContain(`more than the ${SIZE} bytes`);
+  expect(statSync(disk).size).toBe(SIZE);
+  await bed.run(['truncate', '-s', String(SIZE - 1), from]);
+  const odd = await bed.run(stream(config), { expect: 1 });
+  expect(odd.stderr.text).toContain('which is no multiple of 512');
+});
+
 testWith(
   'a copy that was interrupted is gone on with, unless the source has changed',
   needs,
