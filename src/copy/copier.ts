@@ -27,6 +27,8 @@ interface Task {
 const GRAIN_BYTES = 64 * 1024;
 /** Extents are asked for so far ahead. */
 const ASKED_BYTES = 2 ** 30;
+/** Targets take whole blocks: one of which a part may be data is data. */
+const BLOCK_BYTES = 4096;
 const MEMORY_BYTES = 64 << 20;
 /** Units that are zeroed at once. */
 const MOST_ZERO_UNITS = 64;
@@ -120,8 +122,11 @@ class Copier {
         continue;
       }
       const asked = Math.min(ASKED_BYTES, sizeBytes - at);
+      const began = at;
+      let told = at;
       for (const extent of await source.extents(at, asked)) {
-        const end = Math.min(at + extent.length, sizeBytes);
+        told += extent.length;
+        const end = this.blockEnd(told, extent.zero);
         while (at < end && !(at % unitBytes === 0 && target.has(at))) {
           const unitEnd = (Math.floor(at / unitBytes) + 1) * unitBytes;
           const many = target.isZero ? end : unitEnd + MOST_ZERO_UNITS * unitBytes;
@@ -132,7 +137,20 @@ class Copier {
         }
         if (at < end) break;
       }
+      if (at > began) continue;
+      // Less than a block is told of.
+      const unitEnd = (Math.floor(at / unitBytes) + 1) * unitBytes;
+      const length = Math.min(unitEnd, this.blockEnd(at + 1, false)) - at;
+      yield { offset: at, length, zero: false };
+      at += length;
     }
+  }
+
+  private blockEnd(at: number, zero: boolean): number {
+    const { sizeBytes } = this.source;
+    if (at >= sizeBytes) return sizeBytes;
+    const round = zero ? Math.floor : Math.ceil;
+    return Math.min(round(at / BLOCK_BYTES) * BLOCK_BYTES, sizeBytes);
   }
 
   /** Where a run ends that goes up to `until`, but for what the target has. */

@@ -135,6 +135,30 @@ testWith(
 );
 
 testWith(
+  'holes that begin and end within a sector, to an encrypted disk',
+  needs,
+  async () => {
+    await using bed = new Bed();
+    const from = bed.path('from.raw');
+    await bed.run([
+      'bash',
+      '-ec',
+      `(head -c 1000 /dev/zero; yes) | head -c ${MIB} > ${quote(from)}`,
+    ]);
+    const argv = ['eval', 'get_size=echo 1M', 'can_extents=exit 0'];
+    argv.push(`pread=tail -c +$(($4+1)) ${from} | head -c $3`);
+    argv.push('extents=echo 0 1000 hole,zero; echo 1000 1047576');
+    const source = await nbdkit(bed, argv);
+    const config = bed.config({ path: bed.disk({ sizeBytes: MIB }), encryption_key: testKeys });
+    await bed.run([binary, 'copy', source.uri, config]);
+    const back = bed.path('back.raw');
+    await bed.run([binary, 'copy', config, back]);
+    await bed.run(['cmp', from, back]);
+  },
+  60_000,
+);
+
+testWith(
   'streams, both ways',
   needs,
   async () => {
