@@ -372,9 +372,10 @@ async function lazyFigures(folder: string): Promise<Single[]> {
   const bytes = options.quick ? sizeBytes : 4 * sizeBytes;
   makeFile(image, bytes);
   const figures = [
-    ...(await demandFigures(folder, image, bytes, runs)),
-    ...(await autofetchFigures(folder, image, bytes, runs)),
     ...(await hugeFigures(folder, runs)),
+    ...(await demandFigures(folder, image, bytes, runs)),
+    // The last: it leaves no memory free.
+    ...(await autofetchFigures(folder, image, bytes, runs)),
   ];
   return figures.map(judgeFigure);
 }
