@@ -84,7 +84,7 @@ static int listen_at(const char *path, uint32_t mode, uint64_t *identity)
     /* bind gives the node the socket's own mode less the umask: it is never wider than asked. */
     if (fchmod(fd, mode) < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
         goto fail;
-    if (lstat(path, &st) < 0 || chmod(path, mode) < 0 || listen(fd, 8) < 0) {
+    if (lstat(path, &st) < 0 || chmod(path, mode) < 0 || listen(fd, SOMAXCONN) < 0) {
         unlink(path);
         goto fail;
     }
