@@ -1,5 +1,6 @@
 /** What the tests of NBD share: servers of ours and of others, and URIs. */
 import { expect } from 'bun:test';
+import { goData, option, RawClient } from '../nbd/support.ts';
 import { binary, type Child } from './processes.ts';
 import { type Bed, type Settings, testKeys } from './support.ts';
 
@@ -51,4 +52,23 @@ export async function nbdkit(bed: Bed, argv: string[], name = 'nbdkit.sock'): Pr
 /** Whether two ends hold the same, as QEMU sees it. */
 export async function compareImages(bed: Bed, a: string, b: string): Promise<void> {
   await bed.run(['qemu-img', 'compare', '-f', 'raw', '-F', 'raw', a, b]);
+}
+
+/** A client that has agreed on simple replies. */
+export async function greeted({ socket }: NbdServer): Promise<RawClient> {
+  const client = await RawClient.open(socket);
+  await client.receive(18);
+  client.send(Buffer.from([0, 0, 0, 3]));
+  client.send(option(7, goData()));
+  // Two infos and the end.
+  await client.receive(20 + 12 + 20 + 14 + 20);
+  return client;
+}
+
+/** The error of the reply that comes next. */
+export async function errorOf(client: RawClient): Promise<number> {
+  const head = await client.receive(16);
+  if (!head) throw new Error('the connection has ended');
+  expect(head.readUInt32BE(0)).toBe(0x67446698);
+  return head.readUInt32BE(4);
 }

@@ -1,30 +1,11 @@
 /** Clients that break the rules of NBD: their own loss, nobody else's. By seeds. */
 import { expect, test } from 'bun:test';
-import { goData, option, RawClient, request } from '../nbd/support.ts';
-import { endNbd, MIB, type NbdServer, serveNbd } from './nbd.ts';
+import { option, RawClient, request } from '../nbd/support.ts';
+import { endNbd, errorOf, greeted, MIB, serveNbd } from './nbd.ts';
 import { within } from './processes.ts';
 import { Bed, Random, seed, soak } from './support.ts';
 
 const SIZE = 4 * MIB;
-
-/** A client that has agreed on simple replies. */
-async function greeted({ socket }: NbdServer): Promise<RawClient> {
-  const client = await RawClient.open(socket);
-  await client.receive(18);
-  client.send(Buffer.from([0, 0, 0, 3]));
-  client.send(option(7, goData()));
-  // Two infos and the end.
-  await client.receive(20 + 12 + 20 + 14 + 20);
-  return client;
-}
-
-/** The error of the reply that comes next. */
-async function errorOf(client: RawClient): Promise<number> {
-  const head = await client.receive(16);
-  if (!head) throw new Error('the connection has ended');
-  expect(head.readUInt32BE(0)).toBe(0x67446698);
-  return head.readUInt32BE(4);
-}
 
 test('requests that cannot be done get their errors, and the connection goes on', async () => {
   await using bed = new Bed();
@@ -76,6 +57,36 @@ test('what is no request, or no option, ends its connection alone', async () => 
   other.close();
   await endNbd(server);
 });
+
+test('clients that never say what they want make room for others', async () => {
+  await using bed = new Bed();
+  const server = await serveNbd(bed, bed.disk({ sizeBytes: SIZE }));
+  const active = await greeted(server);
+  const silent = await Promise.all(
+    Array.from({ length: 63 }, async () => {
+      const client = await RawClient.open(server.socket);
+      await client.receive(18);
+      return client;
+    }),
+  );
+  const deadline = Date.now() + 30_000;
+  let refused = 0;
+  for (;;) {
+    // One that finds no room is cut, perhaps before it notices that it was connected.
+    const client = await RawClient.open(server.socket).catch(() => null);
+    const greeting = client && (await within(client.receive(18), 10_000, () => bed.report()));
+    client?.close();
+    if (greeting) break;
+    refused++;
+    if (Date.now() > deadline) throw new Error(`no room was made: ${bed.report()}`);
+    await Bun.sleep(50);
+  }
+  expect(refused).toBeGreaterThan(0);
+  for (const client of silent) await within(client.closed(), 10_000, () => bed.report());
+  await answered(active);
+  active.close();
+  await endNbd(server);
+}, 60_000);
 
 test('clients that send anything at all keep nobody from being served', async () => {
   await using bed = new Bed();

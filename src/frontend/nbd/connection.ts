@@ -147,6 +147,7 @@ type Phase =
 export class NbdConnection implements RequestOwner, StreamOwner {
   private readonly stream: RingStream;
   private phase: Phase = 'over';
+  private openedNs = 0;
   private negotiation: Negotiation;
   private readonly free: Slot[][];
   private readonly heads: NativeBuffer;
@@ -200,6 +201,7 @@ export class NbdConnection implements RequestOwner, StreamOwner {
   /** Begins with a new client. @param bits of `NbdLink` */
   open(fd: number, bits: number): void {
     this.stream.open(fd);
+    this.openedNs = this.host.nowNs;
     this.leaving = false;
     this.shut = false;
     this.talking = false;
@@ -216,6 +218,13 @@ export class NbdConnection implements RequestOwner, StreamOwner {
       this.say(greeting());
     }
     this.stream.receive();
+  }
+
+  /** Since when it has not come to its first request, in nanoseconds of the shim's clock; null where it has. */
+  get negotiatingSince(): number | null {
+    const { phase } = this;
+    const talks = phase === 'flags' || phase === 'options' || phase === 'skipping an option';
+    return talks ? this.openedNs : null;
   }
 
   /** Takes no more requests, and ends when what there is has been answered. */
@@ -656,11 +665,11 @@ export class NbdConnection implements RequestOwner, StreamOwner {
       view.setUint32(i * EXTENT_BYTES, length);
       view.setUint32(i * EXTENT_BYTES + 4, view.getUint32(i * EXTENT_BYTES + 4) & ALL_STATES);
       at += length;
-      if (length % minBlock !== 0) break;
+      if (length === 0 || length % minBlock !== 0) break;
       if (at === wanted) return i + 1;
       if (i + 1 === Math.min(most, transferred)) return i + 1;
     }
-    // What begins or ends within a sector can't be told of here.
+    // What is empty, or begins or ends within a sector, can't be told of here.
     view.setUint32(0, wanted);
     view.setUint32(4, 0);
     return 1;

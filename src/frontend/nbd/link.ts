@@ -86,9 +86,8 @@ export function handOver(
 ): void {
   let best = 0;
   for (let i = 1; i < queues.length; i++) if (queues[i].open < queues[best].open) best = i;
-  if (queues[best].open < MOST_CONNECTIONS && queues[best].put(fd, bits)) {
-    shim.ubiblk_eventfd_signal(wakeFds[best]);
-  } else {
-    shim.ubiblk_close(fd);
-  }
+  const taken = queues[best].open < MOST_CONNECTIONS && queues[best].put(fd, bits);
+  if (!taken) shim.ubiblk_close(fd);
+  // One that is full may make room for the next one.
+  shim.ubiblk_eventfd_signal(wakeFds[best]);
 }

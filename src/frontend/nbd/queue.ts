@@ -16,6 +16,9 @@ import type { NbdExport } from './negotiation.ts';
 /** Places of a queue on the board of requests. */
 export const QUEUE_PLACES = MOST_CONNECTIONS * CONNECTION_SLOTS;
 
+/** A client that hasn't agreed on anything after so long has no place where others need it. */
+const NEGOTIATION_NS = 10e9;
+
 /** Clients' faults that are told as warnings. */
 const MOST_TOLD = 10;
 
@@ -101,6 +104,7 @@ export class NbdQueue implements ConnectionHost {
   private obey(): void {
     const { link } = this;
     for (let value = link.take(); value >= 0; value = link.take()) this.begin(value);
+    if (this.open.size === MOST_CONNECTIONS) this.makeRoom();
     const { stay } = link;
     if (stay === this.told) return;
     this.told = stay;
@@ -109,6 +113,13 @@ export class NbdQueue implements ConnectionHost {
       else connection.cut();
     }
     if (stay === Stay.NO_LONGER) this.device.failWaiting?.();
+  }
+
+  private makeRoom(): void {
+    for (const connection of [...this.open]) {
+      const since = connection.negotiatingSince;
+      if (since !== null && this.nowNs - since > NEGOTIATION_NS) connection.cut();
+    }
   }
 
   private begin(value: number): void {
