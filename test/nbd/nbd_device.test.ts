@@ -5,7 +5,7 @@ import { openLibrary, shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { IovecTable, Ring } from '../../ffi/ring.ts';
 import { parseNbdUri } from '../../src/config/nbd_uri.ts';
-import { NbdDevice } from '../../src/device/nbd/nbd_device.ts';
+import { NbdDevice, type NbdStart } from '../../src/device/nbd/nbd_device.ts';
 import { QueueLine, queueLineBytes } from '../../src/device/nbd/queue_line.ts';
 import { BlockRequest, READ, WRITE } from '../../src/device/request.ts';
 import { openNbdChannel } from '../../src/nbd/connection.ts';
@@ -126,57 +126,131 @@ test('a server that lies is not believed, and requests fail when they are given 
   expect(failures).toBeGreaterThan(30);
 }, 60_000);
 
+/** A device on one end of a socket, with one write, and its server's end in this process's hands. */
+class Pair {
+  peer: number;
+  result: number | undefined;
+  readonly memory: NativeBuffer;
+  private readonly ring = new Ring(64, 128);
+  private readonly line: QueueLine;
+  private readonly device: NbdDevice;
+  private readonly start: NbdStart;
+
+  constructor(
+    readonly length: number,
+    flags: number,
+  ) {
+    const lines = new SharedArrayBuffer(queueLineBytes(1));
+    this.line = new QueueLine(lines, 0);
+    const facts = {
+      sizeBytes: length,
+      flags,
+      minBlock: 512,
+      preferredBlock: 4096,
+      maxPayload: length,
+      structured: false,
+      allocationId: -1,
+    };
+    const eventFds = [shim.ubiblk_eventfd()];
+    this.start = { facts, lines, eventFds, lostFd: shim.ubiblk_eventfd() };
+    this.memory = new NativeBuffer(length);
+    this.peer = this.connect();
+    this.device = new NbdDevice(this.ring, this.start, 0, () => {});
+  }
+
+  /** Gives the device a socket. @returns the other end */
+  connect(): number {
+    const fds = new Int32Array(2);
+    shim.ubiblk_socket_pair(fds);
+    shim.ubiblk_set_blocking(fds[1], 0);
+    this.line.give(fds[0]);
+    shim.ubiblk_eventfd_signal(this.start.eventFds[0]);
+    return fds[1];
+  }
+
+  write(durable: boolean): void {
+    const owner = {
+      completed: ({ result }: BlockRequest) => {
+        this.result = result;
+      },
+    };
+    const { length } = this;
+    const { address } = this.memory;
+    const request = new BlockRequest(0, owner, new IovecTable(1));
+    Object.assign(request, { op: WRITE, offset: 0, length, segments: 1, address, durable });
+    this.device.submit(request);
+  }
+
+  turn(): void {
+    this.device.receive();
+    this.ring.enter(0, 0);
+    this.ring.reap();
+  }
+
+  /** Up to a hundred turns, or until something is so. */
+  turns(until: () => boolean = () => false): void {
+    for (let i = 0; i < 100 && !until(); i++) this.turn();
+  }
+
+  /** What the server is sent next. */
+  receive(bytes: number): Buffer {
+    const got = Buffer.alloc(bytes);
+    this.turns();
+    expect(readSync(this.peer, got)).toBe(bytes);
+    return got;
+  }
+
+  /** The server's answer to a request: all is well. */
+  answer(head: Buffer): void {
+    const reply = Buffer.alloc(16);
+    reply.writeUInt32BE(0x67446698, 0);
+    head.copy(reply, 8, 8, 16);
+    writeSync(this.peer, reply);
+  }
+}
+
 test('a write that is answered before it is sent is not done before: its memory is still read', () => {
   openLibrary();
-  const length = 8 << 20;
-  const ring = new Ring(64, 128);
-  const fds = new Int32Array(2);
-  shim.ubiblk_socket_pair(fds);
-  const [ours, peer] = fds;
-  shim.ubiblk_set_blocking(peer, 0);
-  const lines = new SharedArrayBuffer(queueLineBytes(1));
-  new QueueLine(lines, 0).give(ours);
-  const facts = {
-    sizeBytes: length,
-    flags: 1,
-    minBlock: 512,
-    preferredBlock: 4096,
-    maxPayload: length,
-    structured: false,
-    allocationId: -1,
-  };
-  const start = { facts, lines, eventFds: [shim.ubiblk_eventfd()], lostFd: shim.ubiblk_eventfd() };
-  const device = new NbdDevice(ring, start, 0, () => {});
-  const memory = new NativeBuffer(length);
-  let done = false;
-  const owner = {
-    completed: () => {
-      done = true;
-    },
-  };
-  const request = new BlockRequest(0, owner, new IovecTable(1));
-  const { address } = memory;
-  Object.assign(request, { op: WRITE, offset: 0, length, segments: 1, address });
-  device.submit(request);
-  const turn = () => {
-    device.receive();
-    ring.enter(0, 0);
-    ring.reap();
-  };
-  turn();
+  const pair = new Pair(8 << 20, 1);
+  pair.write(false);
+  pair.turn();
   const head = Buffer.alloc(28);
-  expect(readSync(peer, head)).toBe(28);
-  const reply = Buffer.alloc(16);
-  reply.writeUInt32BE(0x67446698, 0);
-  head.copy(reply, 8, 8, 16);
-  writeSync(peer, reply);
-  for (let i = 0; i < 100; i++) turn();
-  expect(done).toBe(false);
+  expect(readSync(pair.peer, head)).toBe(28);
+  pair.answer(head);
+  pair.turns();
+  expect(pair.result).toBeUndefined();
   const piece = Buffer.alloc(1 << 20);
-  for (let left = length; left > 0; turn()) left -= readSync(peer, piece);
-  for (let i = 0; i < 100 && !done; i++) turn();
-  expect(done).toBe(true);
-  expect(request.result).toBe(0);
-  closeSync(peer);
-  memory.free();
+  for (let left = pair.length; left > 0; pair.turn()) left -= readSync(pair.peer, piece);
+  pair.turns(() => pair.result !== undefined);
+  expect(pair.result).toBe(0);
+  closeSync(pair.peer);
+  pair.memory.free();
+});
+
+test('a durable write whose flush has no answer is made again, data and all', () => {
+  openLibrary();
+  const type = (head: Buffer) => head.readUInt16BE(6);
+  // Without FUA.
+  const pair = new Pair(512, 1 | 4);
+  Buffer.from(pair.memory.window()).fill(7);
+  pair.write(true);
+  const write = () => {
+    const bytes = pair.receive(28 + 512);
+    expect(type(bytes)).toBe(1);
+    expect(bytes.subarray(28).equals(Buffer.alloc(512, 7))).toBe(true);
+    pair.answer(bytes);
+    return pair.receive(28);
+  };
+  expect(type(write())).toBe(3);
+  closeSync(pair.peer);
+  pair.turns();
+  pair.peer = pair.connect();
+  const flush = write();
+  expect(type(flush)).toBe(3);
+  expect(pair.result).toBeUndefined();
+  pair.answer(flush);
+  pair.turns(() => pair.result !== undefined);
+  expect(pair.result).toBe(0);
+  closeSync(pair.peer);
+  pair.memory.free();
 });

@@ -1,7 +1,8 @@
 /**
  * The bottom of a device stack that is an export of an NBD server instead of a file: requests and replies
  * go over a socket on the queue's own ring. When the connection breaks, requests wait for the next one
- * and are made again; reads, writes and zeroes may be done twice.
+ * and are made again; reads, writes and zeroes may be done twice. What had been answered and not flushed may be lost
+ * then: a flush that comes after that, or was under way, fails.
  */
 import { EIO } from '../../../ffi/errno.ts';
 import { shim } from '../../../ffi/library.ts';
@@ -43,8 +44,9 @@ import {
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
 } from './protocol.ts';
-import { QueueLine } from './queue_line.ts';
+import { QueueLine, unflushedOf } from './queue_line.ts';
 import { RingStream, type StreamOwner } from './ring_stream.ts';
+import type { Unflushed } from './unflushed.ts';
 
 /** What a queue needs to know of an export; plain data. */
 export interface NbdStart {
@@ -84,6 +86,7 @@ type Phase = 'reply' | 'data' | 'skipping';
 export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private readonly stream: RingStream;
   private readonly line: QueueLine;
+  private readonly unflushed: Unflushed;
   private readonly handler: number;
   private readonly eventFd: number;
   private readonly heads = new NativeBuffer(HEADS * HEAD_BYTES);
@@ -98,6 +101,9 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private readonly got: number[] = [];
   private readonly asked: number[] = [];
   private readonly errors: number[] = [];
+  /** Of `unflushed`, when a flush came. */
+  private readonly written: number[] = [];
+  private readonly told: number[] = [];
   /** WAITS, BEING_SENT or SENT. */
   private readonly ways: number[] = [];
   /** Indexes of requests that are being sent, and of writes that were answered meanwhile. */
@@ -126,6 +132,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   ) {
     this.stream = new RingStream(ring, this);
     this.line = new QueueLine(start.lines, queue);
+    this.unflushed = unflushedOf(start.lines, start.eventFds.length);
     this.handler = ring.addHandler(this);
     this.eventFd = start.eventFds[queue];
     ring.pollIn(this.eventFd, this.handler, EVENT);
@@ -154,7 +161,12 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       request.owner.completed(request);
       return;
     }
-    this.active[request.index] = request;
+    const { index } = request;
+    if (request.op === FLUSH) {
+      this.written[index] = this.unflushed.written;
+      this.told[index] = this.unflushed.told;
+    }
+    this.active[index] = request;
     this.activeCount++;
     this.ask(request);
   }
@@ -240,7 +252,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     this.batch.length = 0;
     this.early.length = 0;
     this.clearQueue();
-    for (const request of this.active) if (request) this.ask(request);
+    for (const request of this.active) if (request) this.askAgain(request);
     this.stream.receive();
     this.sendAll();
   }
@@ -248,6 +260,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private lost(): void {
     if (this.connected) {
       this.connected = false;
+      this.unflushed.lost();
       this.stream.shutdown();
     }
     // As long as the kernel has something of the socket, it may move requests' data.
@@ -290,6 +303,13 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   /** Whether the server has nothing to do for a request. */
   private isNothing({ op }: BlockRequest): boolean {
     return (op === DISCARD && !this.has(SEND_TRIM)) || (op === FLUSH && !this.has(SEND_FLUSH));
+  }
+
+  /** From its start: of what was answered before nobody knows whether it is still there. */
+  private askAgain(request: BlockRequest): void {
+    request.transferred = 0;
+    if (request.stage === STAGE_FLUSH) request.stage = STAGE_MAIN;
+    this.ask(request);
   }
 
   private ask(request: BlockRequest): void {
@@ -566,7 +586,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       return;
     }
     const asked = this.asked[index];
-    const error = this.errors[index];
+    let error = this.errors[index];
     if (request.stage === STAGE_EXTENTS) {
       request.transferred = this.got[index];
       if (error === 0 && request.transferred === 0) {
@@ -580,6 +600,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     }
     if (request.stage === STAGE_MAIN && error === 0) {
       request.transferred += asked;
+      if (this.leavesUnflushed(request)) this.unflushed.wrote();
       const rest = request.op !== FLUSH && request.transferred < request.length;
       const flush =
         request.durable && request.op !== READ && !this.has(SEND_FUA) && this.has(SEND_FLUSH);
@@ -589,11 +610,19 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
         return;
       }
     }
+    if (error === 0 && request.op === FLUSH) {
+      if (!this.unflushed.flushed(this.written[index], this.told[index])) error = -EIO;
+    }
     this.active[index] = null;
     this.activeCount--;
     request.result = error;
     if (error !== 0) this.onFailure(request, error);
     request.owner.completed(request);
+  }
+
+  /** What is to be durable is made again until it is. */
+  private leavesUnflushed({ op, durable }: BlockRequest): boolean {
+    return (op === WRITE || op === WRITE_ZEROES) && !durable;
   }
 
   private finishEarly(): void {
