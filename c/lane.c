@@ -132,6 +132,8 @@ static int64_t carry_out(const struct job *job)
         return ubiblk_unseal(memory);
     case UBIBLK_JOB_READ_FILE:
         return ubiblk_file_read_all((const char *)(uintptr_t)job->offset, memory, job->length);
+    case UBIBLK_JOB_RECEIVE:
+        return ubiblk_receive(job->fd, memory, job->length, job->extra);
     default:
         return -EINVAL;
     }
@@ -228,7 +230,7 @@ int ubiblk_lane_open(const char *name, uint32_t threads, uint64_t *handle)
 
 /*
  * Hands a job over; its memory and files must stay until it is reaped. extra is what an allocation
- * does, the file that a clone is of, or the socket that is sent to.
+ * does, the file that a clone is of, the socket that is sent to, or patience.
  */
 int ubiblk_lane_submit(uint64_t handle, uint32_t op, uint32_t ticket, int fd, uint64_t address,
                        uint64_t length, uint64_t offset, int extra)

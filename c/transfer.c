@@ -1,9 +1,11 @@
-/* Bytes of files that go to sockets without a copy. */
+/* Bytes that go to and from sockets with no copy more than it takes. */
 #include "ubiblk.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/sendfile.h>
+#include <sys/socket.h>
 
 /* Sends to a socket that doesn't block as much as it has room for: whoever reads slowly keeps no
  * thread. Returns fewer bytes where it is full or the file ends, -EAGAIN where there is no room at
@@ -20,6 +22,26 @@ int64_t ubiblk_send_file(int socket, int file, uint64_t offset, uint64_t length)
             done += (uint64_t)count;
         else if (errno != EINTR)
             return done > 0 ? (int64_t)done : -errno;
+    }
+    return (int64_t)done;
+}
+
+/* Receives as much as there is room for, or until nothing comes for a while: whoever sends slowly
+ * keeps no thread. Returns how many bytes; why there aren't more, whoever reads next finds out. */
+int64_t ubiblk_receive(int socket, void *memory, uint64_t room, int patience_ms)
+{
+    uint64_t done = 0;
+    while (done < room) {
+        ssize_t count = recv(socket, (char *)memory + done, room - done, MSG_DONTWAIT);
+        if (count > 0) {
+            done += (uint64_t)count;
+            continue;
+        }
+        if (count < 0 && errno == EINTR)
+            continue;
+        struct pollfd input = {.fd = socket, .events = POLLIN};
+        if (count == 0 || errno != EAGAIN || poll(&input, 1, patience_ms) == 0)
+            break;
     }
     return (int64_t)done;
 }

@@ -89,7 +89,8 @@ enum {
     UBIBLK_JOB_SYNC_ALL,  /* all of the file's file system */
     UBIBLK_JOB_SEAL,      /* struct ubiblk_seal at the address */
     UBIBLK_JOB_UNSEAL,    /* struct ubiblk_unseal */
-    UBIBLK_JOB_READ_FILE  /* of which the path is at the offset: all of it */
+    UBIBLK_JOB_READ_FILE, /* of which the path is at the offset: all of it */
+    UBIBLK_JOB_RECEIVE    /* with patience for extra milliseconds */
 };
 
 struct ubiblk_done {
@@ -106,6 +107,7 @@ UBIBLK_API void ubiblk_lane_close(uint64_t handle);
 /* transfer.c */
 
 int64_t ubiblk_send_file(int socket, int file, uint64_t offset, uint64_t length);
+int64_t ubiblk_receive(int socket, void *memory, uint64_t room, int patience_ms);
 UBIBLK_API int ubiblk_dup(int fd);
 
 /* memory.c */

@@ -21,6 +21,7 @@ const SYNC_ALL = 9;
 const SEAL = 10;
 const UNSEAL = 11;
 const READ_FILE = 12;
+const RECEIVE = 13;
 
 /** Memory that stays until a call on it is done. */
 export interface Part {
@@ -90,6 +91,14 @@ export class Lane {
    */
   sendFile(socket: number, fd: number, offset: number, length: number): Promise<number> {
     return this.call(SEND_FILE, fd, { address: 0, length }, offset, socket);
+  }
+
+  /**
+   * Receives until there is no more room, the peer has ended, or nothing comes for so many milliseconds.
+   * @returns bytes
+   */
+  receive(socket: number, to: Part, patienceMs: number): Promise<number> {
+    return this.call(RECEIVE, socket, to, 0, patienceMs);
   }
 
   /** syncfs(2): all that was written to the file's file system. @returns 0 or -errno */

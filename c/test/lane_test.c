@@ -101,6 +101,27 @@ static void sends_what_a_socket_has_room_for(void)
     close(sockets[0]);
 }
 
+/* Until there is no more room, the peer has ended, or nothing comes for a while. */
+static void receives_what_comes(void)
+{
+    int sockets[2];
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, sockets), 0);
+    char sent[SIZE];
+    memset(sent, 3, SIZE);
+    memset(memory, 0, SIZE);
+    CHECK_EQUAL(send(sockets[1], sent, 1000, 0), 1000);
+    carries_out(UBIBLK_JOB_RECEIVE, sockets[0], 600, 0, 1000, 600);
+    CHECK(memory[599] == 3 && memory[600] == 0);
+    carries_out(UBIBLK_JOB_RECEIVE, sockets[0], SIZE, 0, 1, 400);
+    carries_out(UBIBLK_JOB_RECEIVE, sockets[0], SIZE, 0, 1, 0);
+    CHECK_EQUAL(send(sockets[1], sent, 7, 0), 7);
+    close(sockets[1]);
+    carries_out(UBIBLK_JOB_RECEIVE, sockets[0], SIZE, 0, 100000, 7);
+    carries_out(UBIBLK_JOB_RECEIVE, sockets[0], SIZE, 0, 100000, 0);
+    close(sockets[0]);
+    carries_out(UBIBLK_JOB_RECEIVE, -1, SIZE, 0, 100000, 0);
+}
+
 /* A file that is too long for its place is left alone. */
 static void reads_a_file_by_its_name(void)
 {
@@ -245,6 +266,7 @@ int main(void)
     RUN(nor_what_another_thread_of_its_lane_can_do);
     RUN(ends_without_what_it_has_not_begun);
     RUN(sends_what_a_socket_has_room_for);
+    RUN(receives_what_comes);
     RUN(reads_a_file_by_its_name);
     unlink(path);
     return test_summary();

@@ -93,7 +93,8 @@ export class NbdConnection {
   private room: (() => void)[] = [];
   private movedMs = performance.now();
   private readonly timer: ReturnType<typeof setInterval>;
-  private receivingData = false;
+  /** Of which data comes in: its memory is in use. */
+  private receiving: Pending | null = null;
   private closed = false;
 
   private constructor(
@@ -232,6 +233,7 @@ export class NbdConnection {
       for (;;) await this.receiveReply();
     } catch (error) {
       this.fail(error as Error);
+      this.receiving?.done.reject(error);
     } finally {
       this.scratch.free();
     }
@@ -313,9 +315,9 @@ export class NbdConnection {
 
   private async receiveData(pending: Pending, place: number, count: number): Promise<void> {
     // Of large parts the channel itself sees whether they move.
-    this.receivingData = true;
+    this.receiving = pending;
     await this.channel.receive(pending.memory as Memory, pending.at + place, count);
-    this.receivingData = false;
+    this.receiving = null;
     pending.got += count;
     this.movedMs = performance.now();
   }
@@ -358,7 +360,7 @@ export class NbdConnection {
 
   private look(): void {
     const { operationMs } = this.options;
-    if (this.pending.size === 0 || this.receivingData) return;
+    if (this.pending.size === 0 || this.receiving) return;
     if (performance.now() - this.movedMs < operationMs) return;
     this.fail(new ChannelError(`nothing was heard of the server for ${operationMs / 1000} s`));
   }
@@ -369,7 +371,9 @@ export class NbdConnection {
 
   private failAll(): void {
     const error = this.failure ?? new ChannelError('the connection was closed');
-    for (const { done } of this.pending.values()) done.reject(error);
+    for (const pending of this.pending.values()) {
+      if (pending !== this.receiving) pending.done.reject(error);
+    }
     this.pending.clear();
     for (const wake of this.room.splice(0)) wake();
   }

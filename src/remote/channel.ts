@@ -6,7 +6,7 @@ import type { Socket } from 'bun';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
 import { type Psk, TLS_SEND_BYTES, TlsError, TlsSession } from '../crypto/tls_psk.ts';
-import { sendFile } from './send_file.ts';
+import { receive, sendFile } from './socket_threads.ts';
 
 /** The connection is of no use any more. */
 export class ChannelError extends Error {
@@ -36,6 +36,8 @@ interface Sink extends Memory {
 }
 
 const NOTHING = new Uint8Array(0);
+/** What is so long and still to come goes straight to where it belongs, past Bun. */
+export const DIRECT_BYTES = 128 * 1024;
 
 export class Channel {
   private tls: TlsSession | null;
@@ -45,6 +47,8 @@ export class Channel {
   /** What came before it was asked for. */
   private early: Uint8Array[] = [];
   private paused = false;
+  /** A thread receives for the sink, or is about to. */
+  private direct = false;
   /** What the socket has not taken yet. */
   private unsent: Uint8Array = NOTHING;
   private error: Error | null = null;
@@ -101,6 +105,7 @@ export class Channel {
   /**
    * Receives exactly so many bytes.
    * @param from the place in the memory
+   * @param memory that stays until this is done; when the channel fails, that may take a moment
    * @param patient waits as long as the connection lives
    * @throws ChannelError
    */
@@ -201,10 +206,6 @@ export class Channel {
     this.progress++;
     this.early.push(bytes);
     this.attempt(() => this.drink());
-    if (this.early.length > 0 && !this.paused) {
-      this.paused = true;
-      this.socket.pause();
-    }
   }
 
   writable(): void {
@@ -244,10 +245,46 @@ export class Channel {
       else this.early.shift();
       if (rest.length === chunk.length && this.tls?.read === 0) break;
     }
-    if (this.paused && this.early.length === 0) {
-      this.paused = false;
-      this.socket.resume();
+    this.goDirect();
+    this.regulate();
+  }
+
+  /** Bun reads as long as what comes is wanted, and nobody else reads. */
+  private regulate(): void {
+    const pause = this.early.length > 0 || this.direct;
+    if (pause === this.paused) return;
+    this.paused = pause;
+    if (pause) this.socket.pause();
+    else this.socket.resume();
+  }
+
+  private goDirect(): void {
+    const { sink } = this;
+    if (!sink || this.tls || this.direct || this.early.length > 0 || !isLong(sink)) return;
+    this.direct = true;
+    // Bun reads on after a large part, also when it was to pause.
+    setImmediate(() => this.receiveDirect(sink));
+  }
+
+  private async receiveDirect(sink: Sink): Promise<void> {
+    // Not in Bun's types; -1 when it is closed.
+    const { fd = -1 } = this.socket as unknown as { fd?: number };
+    let count = 1;
+    while (count > 0 && !this.error && this.sink === sink && isLong(sink)) {
+      const to = { address: sink.address + sink.from, length: sink.end - sink.from };
+      count = await receive(fd, to);
+      this.took(count);
     }
+    this.direct = false;
+    if (this.error) this.dropSink(this.error);
+    this.regulate();
+  }
+
+  private dropSink(error: Error): void {
+    // A thread may still write there: it tells when it doesn't.
+    if (this.direct) return;
+    this.sink?.done.reject(error);
+    this.sink = null;
   }
 
   private copyPlain(chunk: Uint8Array): Uint8Array {
@@ -347,8 +384,7 @@ export class Channel {
     // It may be in memory that whoever sends it gives back now.
     this.unsent = NOTHING;
     this.opened.reject(error);
-    this.sink?.done.reject(error);
-    this.sink = null;
+    this.dropSink(error);
     this.drained?.reject(error);
     this.socket.end();
     this.tls?.close();
@@ -370,6 +406,11 @@ export class Channel {
     clearInterval(this.timer);
     this.timer = null;
   }
+}
+
+/** Whether it is worth to be received by a thread. */
+function isLong({ from, enough, end }: Sink): boolean {
+  return enough === end && end - from >= DIRECT_BYTES;
 }
 
 function joined(a: Uint8Array, b: Uint8Array): Uint8Array {
