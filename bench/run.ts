@@ -384,7 +384,8 @@ async function lazyFigures(folder: string): Promise<Single[]> {
 function judgeFigure(figure: Figure): Single {
   const { name, value, unit, against, ratio, atLeast, atMost } = figure;
   if (atLeast === undefined && atMost === undefined) {
-    const single = { name, value, unit, text: against ?? '' };
+    const text = ratio === undefined ? (against ?? '') : `${ratio.toFixed(2)} of ${against}`;
+    const single = { name, value, unit, text };
     printSingle(single);
     return single;
   }

@@ -5,7 +5,7 @@
 #
 #   ublk_guest.sh UBIBLK RUNS SECONDS
 #
-# ublk-ram, the server that we are compared with, is in the current folder. /dev/vda is a disk for a
+# ublk-minimal, the server that we are compared with, is in the current folder. /dev/vda is a disk for a
 # file.
 set -euo pipefail
 ubiblk=$1 runs=$2 seconds=$3
@@ -32,7 +32,8 @@ printf 'queue_size: 64\npath: none\n' > /tmp/null.yaml
 # Servers print the path of their device when it can be used.
 serve() {
   case $1 in
-    ram) exec ./ublk-ram $((bytes >> 20)) 64 ;;
+    ram) exec ./ublk-minimal $((bytes >> 20)) 64 ;;
+    minimal) exec ./ublk-minimal /tmp/disk/theirs.raw 64 ;;
     null) exec "$ubiblk" serve ublk --config /tmp/null.yaml --null $((bytes >> 20))M ;;
     file) exec "$ubiblk" serve ublk --config /tmp/file.yaml ;;
   esac
@@ -81,7 +82,7 @@ count_calls() { # SERVER
 }
 
 for ((run = 0; run < runs; run++)); do
-  for name in ram null loop file; do
+  for name in ram null loop file minimal; do
     start "$name"
     # Compilers at run time are slow on an emulated processor.
     measure "$device" randread-4K-d32 warm.json 10

@@ -17,10 +17,17 @@ const DISK = '/dev/shm/disk.raw';
 
 /** A server that isn't ours. */
 function otherServer(bed: Bed): string {
-  const ram = bed.path('ublk-ram');
-  const made = spawnSync('gcc', ['-O2', '-o', ram, tool('ublk-ram.c'), '-luring', '-pthread']);
+  const program = bed.path('ublk-minimal');
+  const made = spawnSync('gcc', [
+    '-O2',
+    '-o',
+    program,
+    tool('ublk-minimal.c'),
+    '-luring',
+    '-pthread',
+  ]);
   if (made.status !== 0) throw new Error(`gcc: ${made.stderr}`);
-  return ram;
+  return program;
 }
 
 const settings: Settings = { path: DISK, num_queues: 2, queue_size: 32, ublk_mode: 'copy' };
@@ -52,7 +59,7 @@ test(
   'what is shown is what the kernel says, and what is removed is ours alone',
   async () => {
     await using bed = new Bed();
-    const ram = otherServer(bed);
+    const minimal = otherServer(bed);
     const config = bed.config({ ...settings, device_id: 'shown' }, 'disk.yaml');
     const through = bed.config({ ...settings, write_through: true, num_queues: 1 }, 'through.yaml');
     for (let i = 0; i < 10; i++) {
@@ -93,10 +100,10 @@ lsblk -bdJO "$device" > lsblk.json
 } > kernel.txt
 
 step another server
-${quote(ram)} 8 > /run/ram & ram=$!
-until [[ -s /run/ram ]]; do kill -0 "$ram"; sleep 0.1; done
-[[ $(< /run/ram) == /dev/ublkb1 ]]
-[[ $(list | grep ublkb1) == *' 8M '*' live '*" $ram (ublk-ram)  not of ubiblk" ]]
+${quote(minimal)} 8 > /run/minimal & minimal=$!
+until [[ -s /run/minimal ]]; do kill -0 "$minimal"; sleep 0.1; done
+[[ $(< /run/minimal) == /dev/ublkb1 ]]
+[[ $(list | grep ublkb1) == *' 8M '*' live '*" $minimal (ublk-minimal)  not of ubiblk" ]]
 [[ $(info 1) == *'made by: '*'another server'* ]]
 
 step what is used is not removed
@@ -124,8 +131,8 @@ ends
 [[ ! -e /run/ubiblk/ublk-0.json && ! -e /dev/ublkb0 && ! -e /dev/ublkc0 ]]
 grep -q "'/dev/ublkb0' was removed by somebody else" ${quote(config)}.log
 dd if=/dev/ublkb1 of=/dev/null bs=1M count=8 status=none
-kill "$ram"
-wait "$ram"
+kill "$minimal"
+wait "$minimal"
 [[ $(list) == 'no ublk devices' ]]
 
 step removed by force under a file system
