@@ -379,7 +379,8 @@ export class Channel {
     if (this.error) return;
     const error = new ChannelError(reason);
     this.error = error;
-    this.unwatch();
+    clearInterval(this.timer ?? undefined);
+    this.timer = null;
     this.early = [];
     // It may be in memory that whoever sends it gives back now.
     this.unsent = NOTHING;

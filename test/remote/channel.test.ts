@@ -1,5 +1,5 @@
 /** A connection whose socket tells of its end while it is written to, and bytes that nobody asked for. */
-import { expect, test } from 'bun:test';
+import { expect, spyOn, test } from 'bun:test';
 import type { Socket } from 'bun';
 import { Channel, nativeMemory } from '../../src/remote/channel.ts';
 import { StripeConnection } from '../../src/remote/connection.ts';
@@ -70,6 +70,25 @@ test('what was being sent is not sent after the end: its memory may be used agai
   memory.free();
   channel.writable();
   expect(written).toEqual([4096]);
+});
+
+test('nothing is watched any more after the end', async () => {
+  const begun = spyOn(globalThis, 'setInterval');
+  const cleared = spyOn(globalThis, 'clearInterval');
+  const channel = new Channel(brokenSocket({ closed: () => {} }, 'closed'), {
+    role: 'client',
+    idleMs: 60_000,
+  });
+  const memory = nativeMemory(4096);
+  const receiving = channel.receive(memory, 0, 4096);
+  channel.close('enough');
+  await expect(receiving).rejects.toThrow('enough');
+  const timers = begun.mock.results.map(({ value }) => value as unknown);
+  expect(timers).toHaveLength(1);
+  expect(cleared.mock.calls.map(([timer]): unknown => timer)).toEqual(timers);
+  begun.mockRestore();
+  cleared.mockRestore();
+  memory.free();
 });
 
 test('what comes without a question ends the connection, and is no answer', async () => {
