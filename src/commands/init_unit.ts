@@ -32,6 +32,9 @@ const forFrontend: Readonly<Record<Frontend, readonly string[]>> = {
   vhost: ['CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK', 'PrivateDevices=yes'],
   ublk: [
     'CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_SYS_RESOURCE',
+    '# What is noted of all devices, for "ubiblk ublk list".',
+    'RuntimeDirectory=ubiblk',
+    'RuntimeDirectoryPreserve=yes',
   ],
 };
 
@@ -49,7 +52,8 @@ export function unitText(plan: InitPlan, executable: string): string {
   const config = join(folder, names.config);
   const command = [argument(executable), 'serve', frontend, '--config', argument(config)];
   if (kek !== undefined) command.push('--kek', `%d/${CREDENTIAL}`);
-  const writable = [folder, dirname(String(settings.socket ?? folder))];
+  const { socket } = settings;
+  const writable = socket === undefined ? [folder] : [folder, dirname(String(socket))];
   const used = [...writable, base, executable].map(withoutLinks);
   const lines = [
     '[Unit]',
