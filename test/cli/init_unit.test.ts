@@ -7,7 +7,10 @@ import { unitText } from '../../src/commands/init_unit.ts';
 
 function unit(folder: string, options: Record<string, string> = {}): string {
   const given = new Map(Object.entries({ size: '1M', ...options }));
-  const plan = readPlan(folder, { has: (name) => given.has(name), value: (name) => given.get(name) });
+  const plan = readPlan(folder, {
+    has: (name) => given.has(name),
+    value: (name) => given.get(name),
+  });
   return unitText(plan, '/usr/bin/ubiblk');
 }
 
