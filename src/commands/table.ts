@@ -269,10 +269,14 @@ export const commands: readonly CommandSpec[] = [
       {
         long: 'frontend',
         value: 'NAME',
-        choices: ['vhost', 'ublk'],
-        summary: 'What will serve it: vhost (default) or ublk',
+        choices: ['vhost', 'ublk', 'nbd'],
+        summary: 'What will serve it: vhost (default), ublk or nbd',
       },
-      { long: 'socket', value: 'PATH', summary: 'vhost-user socket (vhost.sock in the folder)' },
+      {
+        long: 'socket',
+        value: 'PATH',
+        summary: 'Where it listens (vhost.sock or nbd.sock in the folder)',
+      },
       { long: 'device-id', value: 'ID', summary: 'Serial number that guests see (ubiblk)' },
       { long: 'stripe-size', value: 'SIZE', summary: 'Of its stripes, 32K to 32M (1M)' },
       { long: 'copy-on-read', summary: 'What is read of the image becomes local' },

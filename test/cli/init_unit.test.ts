@@ -34,4 +34,5 @@ test("a unit may write its folder and the socket's alone", () => {
   expect(writable({})).toBe('/srv/vm7');
   expect(writable({ socket: '/run/vm7/vhost.sock' })).toBe('/srv/vm7 /run/vm7');
   expect(writable({ frontend: 'ublk' })).toBe('/srv/vm7');
+  expect(writable({ frontend: 'nbd', socket: '/run/vm7/nbd.sock' })).toBe('/srv/vm7 /run/vm7');
 });

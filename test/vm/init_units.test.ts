@@ -13,6 +13,7 @@ testWith(
   [
     !existsSync('/lib/systemd/systemd') && "'systemd' is not installed",
     need.program('systemd-analyze'),
+    need.program('nbdcopy'),
   ],
   async () => {
     await using bed = new Bed();
@@ -78,6 +79,14 @@ systemctl stop ubiblk-ub
 [[ $("$ubiblk" ublk list) == *" live "*/run/disks/other/disk.raw* ]]
 systemctl stop ubiblk-other
 [[ $("$ubiblk" ublk list) == 'no ublk devices' && -d /run/ubiblk ]]
+
+step a disk for NBD clients
+"$ubiblk" init /run/net --size 8M --frontend nbd --socket '/run/$my %nbd.sock' --base ${image} > made.log
+start ubiblk-net.service
+nbdcopy 'nbd+unix:///?socket=/run/$my%20%25nbd.sock' copy.raw
+cmp -n $(stat -c %s ${image}) ${image} copy.raw
+systemctl disable --now ubiblk-net
+[[ $(systemctl show -P Result ubiblk-net) == success && ! -e '/run/$my %nbd.sock' ]]
 `,
     );
   },
