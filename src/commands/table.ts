@@ -219,7 +219,7 @@ export const commands: readonly CommandSpec[] = [
     ],
     examples: [
       'ubiblk serve nbd --config vm.yaml --listen unix:/run/vm7/nbd.sock',
-      "ubiblk serve nbd --config vm.yaml --read-only --run 'nbdcopy $uri disk.raw'",
+      'ubiblk serve nbd --config vm.yaml --read-only --run \'nbdcopy "$uri" disk.raw\'',
       'ubiblk serve nbd --config vm.yaml --listen 10.0.0.7:10809 --tls-psk keys.psk',
     ],
     defaultLogLevel: 'info',

@@ -451,9 +451,8 @@ test('a measurement says how long requests took, and where', async () => {
   expect(inUse).toEqual({ queues: 2, depth: 3 });
   for (const { depth, p50Us, p90Us, p99Us, p999Us, maxUs } of measurements) {
     expect(depth).toBe(6);
-    const rising = [0.1, p50Us, p90Us, p99Us, p999Us];
+    const rising = [0.1, p50Us, p90Us, p99Us, p999Us, maxUs];
     expect(rising.toSorted((a, b) => a - b)).toEqual(rising);
-    expect(maxUs).toBeGreaterThan(0);
   }
   const version = await bed.run([binary, '--version']);
   expect(version.stdout.text).toContain(`ubiblk ${host.version}\ncommit: ${host.commit}\n`);
