@@ -73,12 +73,15 @@ refused grep -q ' /run/disks rw,' "$(of_service ubiblk-ub.service mountinfo)"
 
 step another one goes on, and is still known, when the first one is stopped
 "$ubiblk" init /run/disks/other --size 8M --frontend ublk > made.log
+# What a unit of another user has there.
+install -d -o nobody -m 750 /run/ubiblk/vm7
 start ubiblk-other.service
 systemctl stop ubiblk-ub
 [[ ! -e /dev/ublkb0 && ! -e /run/ubiblk/ublk-0.json ]]
 [[ $("$ubiblk" ublk list) == *" live "*/run/disks/other/disk.raw* ]]
 systemctl stop ubiblk-other
-[[ $("$ubiblk" ublk list) == 'no ublk devices' && -d /run/ubiblk ]]
+[[ $("$ubiblk" ublk list) == 'no ublk devices' ]]
+[[ $(stat -c '%U %a' /run/ubiblk /run/ubiblk/vm7 | tr '\\n' ' ') == 'root 755 nobody 750 ' ]]
 
 step a disk for NBD clients
 "$ubiblk" init /run/net --size 8M --frontend nbd --socket '/run/$my %nbd.sock' --base ${image} > made.log
