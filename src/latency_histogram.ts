@@ -77,7 +77,8 @@ export class LatencyHistogram {
 
   /** The latency that the given share of all (0 to 1) does not exceed, in microseconds. */
   percentileUs(share: number): number {
-    return percentileUs(this.buckets(), share);
+    // The longest may be anywhere in its bucket.
+    return Math.min(percentileUs(this.buckets(), share), this.maxUs);
   }
 
   /** Buckets that hold something: the end of each in microseconds, and how many. */

@@ -12,6 +12,8 @@ test('mean and percentiles are within a bucket of the truth', () => {
     expect(histogram.percentileUs(share)).toBeGreaterThanOrEqual(truth);
     expect(histogram.percentileUs(share)).toBeLessThan(truth * 1.05);
   }
+  // None is longer than the longest.
+  expect(histogram.percentileUs(1)).toBe(1000);
 });
 
 test('every latency is in a bucket that ends at most 1/32 above it', () => {

@@ -27,12 +27,22 @@ export function commandHelp(command: CommandSpec, program?: ProgramName): string
   return render(
     cli,
     () => described.outputHelp(),
-    (sections) => [
+    ([, usage, ...sections]) => [
       { body: `${command.summary}.` },
+      usage,
+      ...choiceSections(command),
       ...sections.filter(({ title }) => title !== undefined),
       { body: `More: man ubiblk-${command.name.replaceAll(' ', '-')}, or ${command.docs}` },
     ],
   );
+}
+
+/** What an operand can be, where that is one of some words. */
+function choiceSections({ operandChoices = {} }: CommandSpec): HelpSection[] {
+  return Object.entries(operandChoices).map(([title, words]) => ({
+    title,
+    body: `  ${words.join(', ').replace(/(.{70,}?,) /g, '$1\n  ')}`,
+  }));
 }
 
 /** The list of all commands, or of those whose first word is `group`. */

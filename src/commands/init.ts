@@ -47,12 +47,14 @@ async function planOf(args: Arguments): Promise<InitPlan | null> {
   return answers && readPlan(answers.folder, answers);
 }
 
-function commandsOf({ folder, frontend, kek, ...plan }: InitPlan): Record<string, string> {
+function commandsOf(plan: InitPlan): Record<string, string> {
+  const { folder, frontend, socket, kek } = plan;
   const config = quoted(join(folder, names.config));
   const withKek = kek === undefined ? '' : ` --kek ${quoted(kek)}`;
-  const unit = quoted(join(folder, unitName({ folder, frontend, kek, ...plan })));
+  const listen = frontend === 'nbd' ? ` --listen ${quoted(`unix:${socket}`)}` : '';
+  const unit = quoted(join(folder, unitName(plan)));
   return {
-    serve: `ubiblk serve ${frontend} --config ${config}${withKek}`,
+    serve: `ubiblk serve ${frontend} --config ${config}${listen}${withKek}`,
     service: `systemctl enable --now ${unit}`,
   };
 }

@@ -12,7 +12,7 @@ export interface Given {
   value(long: string): string | undefined;
 }
 
-export const frontends = ['vhost', 'ublk'] as const;
+export const frontends = ['vhost', 'ublk', 'nbd'] as const;
 export type Frontend = (typeof frontends)[number];
 
 export interface InitPlan {
@@ -21,6 +21,8 @@ export interface InitPlan {
   /** What the disk and its service are called. */
   name: string;
   frontend: Frontend;
+  /** Where it will listen; a ublk device listens nowhere. */
+  socket: string | undefined;
   sizeBytes: number;
   /** Of the stripes, as a power of two in sectors. */
   shift: number;
@@ -39,7 +41,6 @@ export const names = {
   metadata: 'disk.meta',
   config: 'config.yaml',
   kek: 'kek.yaml',
-  socket: 'vhost.sock',
   rpc: 'rpc.sock',
 } as const;
 
@@ -72,16 +73,18 @@ export function readPlan(folder: string, given: Given): InitPlan {
   const size = given.value('size');
   if (size === undefined) throw new UsageError("option '--size' is required");
   const frontend = choice(given, 'frontend', frontends) ?? 'vhost';
+  const socket = socketOf(given, place, frontend);
   const sizeBytes = parseSize('--size', size);
   return {
     folder: place,
     name,
     frontend,
+    socket,
     sizeBytes,
     shift: parseStripeSize(given.value('stripe-size') ?? defaultStripeSize),
     base: baseOf(given, sizeBytes),
     kek: kekOf(given, place),
-    settings: settingsOf(given, place, frontend),
+    settings: settingsOf(given, place, frontend === 'vhost' ? socket : undefined),
     force: given.has('force'),
   };
 }
@@ -98,14 +101,24 @@ function plainPath(path: string): string {
   );
 }
 
-function settingsOf(given: Given, folder: string, frontend: Frontend): InitPlan['settings'] {
-  const settings: Record<string, string | number | boolean> = {};
-  const socket = plainPath(given.value('socket') ?? join(folder, names.socket));
-  const rpc = join(folder, names.rpc);
-  if (given.has('socket') && frontend !== 'vhost') {
-    throw new UsageError("option '--socket' is for '--frontend vhost' alone");
+function socketOf(given: Given, folder: string, frontend: Frontend): string | undefined {
+  if (frontend !== 'ublk') {
+    const path = plainPath(given.value('socket') ?? join(folder, `${frontend}.sock`));
+    return checkedSocket(path, 'give a shorter --socket');
   }
-  if (frontend === 'vhost') settings.socket = checkedSocket(socket, 'give a shorter --socket');
+  if (given.has('socket')) throw new UsageError("option '--socket' is not for '--frontend ublk'");
+  return undefined;
+}
+
+/** @param socket of vhost-user */
+function settingsOf(
+  given: Given,
+  folder: string,
+  socket: string | undefined,
+): InitPlan['settings'] {
+  const settings: Record<string, string | number | boolean> = {};
+  const rpc = join(folder, names.rpc);
+  if (socket !== undefined) settings.socket = socket;
   settings.rpc_socket_path = checkedSocket(rpc, 'choose a folder with a shorter path');
   const id = given.value('device-id');
   if (id !== undefined) {

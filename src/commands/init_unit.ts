@@ -28,10 +28,15 @@ const hardening = [
 ];
 
 /** Files of other users, memory that is locked; for ublk its driver, and who else uses the device. */
+const alone = ['CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK', 'PrivateDevices=yes'];
 const forFrontend: Readonly<Record<Frontend, readonly string[]>> = {
-  vhost: ['CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK', 'PrivateDevices=yes'],
+  vhost: alone,
+  nbd: alone,
   ublk: [
     'CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_SYS_RESOURCE',
+    '# What is noted of all devices, for "ubiblk ublk list".',
+    'RuntimeDirectory=ubiblk',
+    'RuntimeDirectoryPreserve=yes',
   ],
 };
 
@@ -45,11 +50,12 @@ export function unitName({ name }: InitPlan): string {
  * @param executable the absolute path of ubiblk
  */
 export function unitText(plan: InitPlan, executable: string): string {
-  const { folder, base = '', frontend, kek, settings } = plan;
+  const { folder, base = '', frontend, socket, kek } = plan;
   const config = join(folder, names.config);
   const command = [argument(executable), 'serve', frontend, '--config', argument(config)];
+  if (frontend === 'nbd') command.push('--listen', argument(`unix:${socket}`));
   if (kek !== undefined) command.push('--kek', `%d/${CREDENTIAL}`);
-  const writable = [folder, dirname(String(settings.socket ?? folder))];
+  const writable = socket === undefined ? [folder] : [folder, dirname(socket)];
   const used = [...writable, base, executable].map(withoutLinks);
   const lines = [
     '[Unit]',

@@ -190,7 +190,7 @@ class Probe {
     }
     client.startQueues();
     findings.inUse = { queues, depth };
-    findings.id = client.readId();
+    findings.id = await client.readId();
     this.print(queueLines(queues, depth, findings.id));
     await this.useDisk(client, findings);
     client.close();
@@ -200,8 +200,8 @@ class Probe {
     const { stage } = this.settings;
     if (stage === 'copy') await this.copy(client, findings);
     if (stage === 'verify') await this.verify(client, findings);
-    if (stage === 'check' || stage === 'bench') this.check(client, findings);
-    if (stage === 'bench') this.bench(client, findings);
+    if (stage === 'check' || stage === 'bench') await this.check(client, findings);
+    if (stage === 'bench') await this.bench(client, findings);
   }
 
   private async copy(client: BlockClient, findings: Findings): Promise<void> {
@@ -231,22 +231,22 @@ class Probe {
     this.print(rows([['verified', `${sizeText(bytes)}: every byte as in '${verify}'`]]));
   }
 
-  private check(client: BlockClient, findings: Findings): void {
+  private async check(client: BlockClient, findings: Findings): Promise<void> {
     const { write } = this.settings;
     const bytes = this.testSpan(client);
-    if (write) writeAndCompare(client, bytes, Math.floor(Math.random() * 2 ** 32));
-    else readTwice(client, bytes);
+    if (write) await writeAndCompare(client, bytes, Math.floor(Math.random() * 2 ** 32));
+    else await readTwice(client, bytes);
     findings.checked = { bytes, written: write };
     const how = write ? 'written, flushed, read back' : 'read twice (--write checks more)';
     this.print(rows([['checked', `${sizeText(bytes)} ${how}: every byte the same`]]));
   }
 
-  private bench(client: BlockClient, findings: Findings): void {
+  private async bench(client: BlockClient, findings: Findings): Promise<void> {
     const { write, secondsPerPhase } = this.settings;
     const measurements: Measurement[] = [];
     for (const random of [true, false]) {
       for (const writes of write ? [false, true] : [false]) {
-        const measurement = measure(client, {
+        const measurement = await measure(client, {
           name: `${random ? 'random' : 'sequential'} ${writes ? 'write' : 'read'}`,
           random,
           write: writes,

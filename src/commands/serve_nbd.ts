@@ -15,6 +15,7 @@ import type { Arguments } from './arguments.ts';
 import { hasPassedSocket, type Listening, listenForNbd, listenPath } from './nbd_listen.ts';
 import { writeOutput } from './output.ts';
 import {
+  checkMetricsAddress,
   diskDescription,
   impatiently,
   metricsPath,
@@ -73,6 +74,10 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     await refuseBusySocket(config.rpcSocketPath);
     await refuseBusySocket(metricsPath(config));
     if (args.has('check')) {
+      await checkMetricsAddress(config, log);
+      if (wanted.listen && listenPath(wanted.listen) === undefined) {
+        (await listenForNbd(wanted.listen, wanted.exportName, psk !== undefined)).close();
+      }
       const where = wanted.listen === undefined ? '' : ` at '${wanted.listen}'`;
       writeOutput(`OK: ${diskDescription(disk)}, to serve over NBD${where}\n`);
       return 0;

@@ -38,6 +38,7 @@ import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 import { secondsOf } from './seconds.ts';
 import {
+  checkMetricsAddress,
   diskDescription,
   impatiently,
   metricsPath,
@@ -219,6 +220,7 @@ class ServeUblk {
       this.lazy = await openLazy(disk, this.settings, this.queues, log);
       const options = await this.options(control, null);
       await control.call('check', options);
+      await checkMetricsAddress(this.config, log);
       writeOutput(`OK: ${diskDescription(disk)}, to serve as a ublk device\n`);
       return 0;
     } finally {

@@ -10,6 +10,7 @@ import type { LazyDisk } from '../stripe/lazy_disk.ts';
 import type { Arguments } from './arguments.ts';
 import { writeOutput } from './output.ts';
 import {
+  checkMetricsAddress,
   diskDescription,
   impatiently,
   metricsPath,
@@ -48,6 +49,7 @@ export async function run(args: Arguments, log: Log): Promise<number> {
     await refuseBusySocket(config.rpcSocketPath);
     await refuseBusySocket(metricsPath(config));
     if (args.has('check')) {
+      await checkMetricsAddress(config, log);
       writeOutput(`OK: ${diskDescription(disk)}, to serve at '${socket}'\n`);
       return 0;
     }

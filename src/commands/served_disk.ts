@@ -262,6 +262,14 @@ export function metricsPath({ metricsListen }: DeviceConfig): string | undefined
   return metricsListen !== undefined && isAddress(metricsListen, 0) ? undefined : metricsListen;
 }
 
+/** Sees whether metrics can be served at a TCP address, which shows only when it is tried. @throws UserError */
+export async function checkMetricsAddress(config: DeviceConfig, log: Log): Promise<void> {
+  const { metricsListen } = config;
+  if (metricsListen === undefined || metricsPath(config) !== undefined) return;
+  const { MetricsServer } = await import('../observe/metrics_server.ts');
+  MetricsServer.start(splitAddress(metricsListen), () => '', log).stop();
+}
+
 /** Serves metrics from here on, where the configuration says so. @throws UserError */
 export async function startMetrics(
   config: DeviceConfig,

@@ -219,7 +219,7 @@ export const commands: readonly CommandSpec[] = [
     ],
     examples: [
       'ubiblk serve nbd --config vm.yaml --listen unix:/run/vm7/nbd.sock',
-      "ubiblk serve nbd --config vm.yaml --read-only --run 'nbdcopy $uri disk.raw'",
+      'ubiblk serve nbd --config vm.yaml --read-only --run \'nbdcopy "$uri" disk.raw\'',
       'ubiblk serve nbd --config vm.yaml --listen 10.0.0.7:10809 --tls-psk keys.psk',
     ],
     defaultLogLevel: 'info',
@@ -269,10 +269,14 @@ export const commands: readonly CommandSpec[] = [
       {
         long: 'frontend',
         value: 'NAME',
-        choices: ['vhost', 'ublk'],
-        summary: 'What will serve it: vhost (default) or ublk',
+        choices: ['vhost', 'ublk', 'nbd'],
+        summary: 'What will serve it: vhost (default), ublk or nbd',
       },
-      { long: 'socket', value: 'PATH', summary: 'vhost-user socket (vhost.sock in the folder)' },
+      {
+        long: 'socket',
+        value: 'PATH',
+        summary: 'Where it listens (vhost.sock or nbd.sock in the folder)',
+      },
       { long: 'device-id', value: 'ID', summary: 'Serial number that guests see (ubiblk)' },
       { long: 'stripe-size', value: 'SIZE', summary: 'Of its stripes, 32K to 32M (1M)' },
       { long: 'copy-on-read', summary: 'What is read of the image becomes local' },

@@ -12,6 +12,8 @@ const stdoutFd = 1;
 const DEFAULT_INTERVAL_S = 1;
 /** A server that takes longer is shown as one that doesn't answer. */
 const ANSWER_MS = 2000;
+/** For so long the others wait for it. */
+const PATIENCE_MS = 300;
 
 /** `ubiblk top`: watches running disks (docs/top.md). */
 export async function run(args: Arguments, log: Log): Promise<number> {
@@ -37,8 +39,8 @@ function canDraw(): boolean {
   return isatty(stdoutFd) && TERM !== 'dumb';
 }
 
-function look(watches: readonly Watch[]): Promise<View[]> {
-  return Promise.all(watches.map((watch) => watch.look()));
+function look(watches: readonly Watch[], patienceMs?: number): Promise<View[]> {
+  return Promise.all(watches.map((watch) => watch.look(patienceMs)));
 }
 
 /** What happens in one interval. @returns 1 where a server isn't there */
@@ -94,7 +96,7 @@ async function* looks(
 ): AsyncGenerator<View[]> {
   let nextMs = performance.now();
   for (;;) {
-    const views = await Promise.race([look(watches), end]);
+    const views = await Promise.race([look(watches, PATIENCE_MS), end]);
     if (views === true) return;
     yield views;
     nextMs = Math.max(nextMs + intervalS * 1000, performance.now());

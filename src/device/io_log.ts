@@ -42,20 +42,19 @@ const MOST_HEADER_BYTES = 64;
 const MOST_KIND_BYTES = 'WRITE\n'.length;
 
 /**
- * Sees whether a log could be begun; changes nothing.
+ * Sees whether a log could be begun; changes nothing. Another server's is not found out, which may be one
+ * that gives its disk away.
  * @throws UserError
  */
 export function checkIoLog(path: string): void {
-  try {
+  telling(path, () => {
     const status = statSync(path, { throwIfNoEntry: false });
     if (status && !status.isFile()) {
       throw new UserError(`the I/O log '${path}' is no regular file; name one in io_debug_path`);
     }
-    accessSync(status ? path : dirname(path), constants.W_OK);
-  } catch (error) {
-    if (error instanceof UserError) throw error;
-    throw new UserError(`the I/O log '${path}' can't be written: ${errorName(error)}`);
-  }
+    if (status) closeSync(openOwn(path, 0));
+    else accessSync(dirname(path), constants.W_OK);
+  });
 }
 
 /**
@@ -65,28 +64,49 @@ export function checkIoLog(path: string): void {
 export function openIoLog(path: string): IoLogShare {
   checkIoLog(path);
   openLibrary();
-  let fd = -1;
+  return telling(path, () => {
+    const fd = openOwn(path, constants.O_CREAT | constants.O_APPEND);
+    try {
+      const locked = shim.ubiblk_file_lock(fd, 0, 0, 1);
+      if (locked === -EAGAIN) {
+        throw new UserError(`the I/O log '${path}' is another server's; name another file`);
+      }
+      if (locked < 0) throw failed('fcntl(F_OFD_SETLK)', locked);
+      fchmodSync(fd, MODE);
+      ftruncateSync(fd, 0);
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+    return { fd, state: new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT) };
+  });
+}
+
+/** Opens a file that is this user's, and holds a log or nothing. */
+function openOwn(path: string, flags: number): number {
+  const fd = openSync(path, constants.O_RDWR | flags, MODE);
   try {
-    fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_APPEND, MODE);
     if (fstatSync(fd).uid !== process.geteuid?.()) {
       throw new UserError(`the I/O log '${path}' is another user's; name a new file`);
     }
-    fchmodSync(fd, MODE);
-    const locked = shim.ubiblk_file_lock(fd, 0, 0, 1);
-    if (locked === -EAGAIN) {
-      throw new UserError(`the I/O log '${path}' is another server's; name another file`);
-    }
-    if (locked < 0) throw failed('fcntl(F_OFD_SETLK)', locked);
     if (!beginsAsLog(fd)) {
       throw new UserError(`'${path}' holds something else than an I/O log; name a new file`);
     }
-    ftruncateSync(fd, 0);
+    return fd;
   } catch (error) {
-    if (fd >= 0) closeSync(fd);
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** Does what it is given; its errors name the log. */
+function telling<Result>(path: string, action: () => Result): Result {
+  try {
+    return action();
+  } catch (error) {
     if (error instanceof UserError) throw error;
     throw new UserError(`the I/O log '${path}' can't be written: ${errorName(error)}`);
   }
-  return { fd, state: new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT) };
 }
 
 /** A mistaken path must not empty a disk or a key. */

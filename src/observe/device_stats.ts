@@ -91,7 +91,8 @@ function summary(histogram: LatencyHistogram): LatencySummary {
   const rounded = (us: number) => Math.round(us * 1000) / 1000;
   // Found once: there may be many queues, and nothing here may take long.
   const buckets = histogram.buckets();
-  const percentile = (share: number) => rounded(percentileUs(buckets, share));
+  const { maxUs } = histogram;
+  const percentile = (share: number) => rounded(Math.min(percentileUs(buckets, share), maxUs));
   const count = buckets.reduce((sum, [, each]) => sum + each, 0);
   return {
     count,
@@ -100,7 +101,7 @@ function summary(histogram: LatencyHistogram): LatencySummary {
     p90: percentile(0.9),
     p99: percentile(0.99),
     p999: percentile(0.999),
-    max: rounded(histogram.maxUs),
+    max: rounded(maxUs),
   };
 }
 

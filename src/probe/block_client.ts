@@ -22,6 +22,8 @@ const ID_BYTES = 20;
 const PAGE = 4096;
 /** The largest ring that every server takes. */
 const MAX_RING = 1024;
+/** After so long others have their turn: signals, for example. */
+const TURN_MS = 50;
 /** Guest memory begins above 4 GiB, so that addresses have all their bits. */
 const GUEST_BASE = 2 ** 32;
 
@@ -164,10 +166,12 @@ export class BlockClient {
   }
 
   /**
-   * Keeps all slots busy until the work has no more and every request has been answered.
+   * Keeps all slots busy until the work has no more and every request has been answered. It blocks the
+   * thread for no longer than a moment.
    * @throws UserError where a request fails, or no answer comes in time
    */
-  run(work: Work): void {
+  async run(work: Work): Promise<void> {
+    let turnEndMs = performance.now() + TURN_MS;
     let open = 0;
     for (let slot = 0; slot < this.slots.length && work.next(slot); slot++) open++;
     while (open > 0) {
@@ -182,20 +186,24 @@ export class BlockClient {
           if (!work.next(slot)) open--;
         }
       }
+      if (performance.now() > turnEndMs) {
+        await Bun.sleep(0);
+        turnEndMs = performance.now() + TURN_MS;
+      }
       if (taken > 0) continue;
       this.publish();
-      this.awaitUsed();
+      await this.awaitUsed();
     }
   }
 
   /** Puts what was written on stable storage, where the device has a cache. @throws UserError */
-  flush(): void {
-    if (this.agreed.has(F.FLUSH)) this.single(T_FLUSH, 0);
+  async flush(): Promise<void> {
+    if (this.agreed.has(F.FLUSH)) await this.single(T_FLUSH, 0);
   }
 
   /** The device's id, at most 20 characters. @throws UserError */
-  readId(): string {
-    this.single(T_GET_ID, ID_BYTES);
+  async readId(): Promise<string> {
+    await this.single(T_GET_ID, ID_BYTES);
     const bytes = this.data(0).subarray(0, ID_BYTES);
     const end = bytes.indexOf(0);
     return new TextDecoder().decode(bytes.subarray(0, end < 0 ? ID_BYTES : end));
@@ -215,9 +223,9 @@ export class BlockClient {
     this.memory.close();
   }
 
-  private single(type: number, length: number): void {
+  private async single(type: number, length: number): Promise<void> {
     let left = 1;
-    this.run({
+    await this.run({
       next: (slot) => {
         if (left-- <= 0) return false;
         this.start(slot, type, 0, length);
@@ -250,12 +258,18 @@ export class BlockClient {
     return asleep;
   }
 
-  private awaitUsed(): void {
+  private async awaitUsed(): Promise<void> {
     if (!this.armInterrupts()) return;
-    const came = this.events[0].await(this.options.timeoutMs, this.connection.fd);
-    if (came === 'call') return;
-    // A server says nothing unasked: there is only the end of the connection to read.
-    if (came === 'other') throw this.connection.closedError();
+    const deadlineMs = performance.now() + this.options.timeoutMs;
+    let leftMs = this.options.timeoutMs;
+    while (leftMs > 0) {
+      const came = this.events[0].await(Math.min(TURN_MS, leftMs), this.connection.fd);
+      if (came === 'call') return;
+      // A server says nothing unasked: there is only the end of the connection to read.
+      if (came === 'other') throw this.connection.closedError();
+      await Bun.sleep(0);
+      leftMs = Math.ceil(deadlineMs - performance.now());
+    }
     // An interrupt that was lost is the server's mistake as well, but a different one.
     const what = this.armInterrupts()
       ? 'answers no request any more'

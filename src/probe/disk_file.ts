@@ -19,10 +19,7 @@ import { hexByte, readSpan } from './phases.ts';
 /** Told of the work while it goes on, in bytes. */
 export type DiskProgress = (doneBytes: number, totalBytes: number) => void;
 
-/** After so many bytes others have their turn: signals, for example. */
-const TURN_BYTES = 64 * 1024 * 1024;
-
-/** Reads the disk from its start to `sizeBytes`, turn by turn. */
+/** Reads the disk from its start to `sizeBytes`. */
 async function readDisk(
   client: BlockClient,
   sizeBytes: number,
@@ -30,14 +27,11 @@ async function readDisk(
   progress: DiskProgress,
 ): Promise<void> {
   let done = 0;
-  for (let at = 0; at < sizeBytes; at += TURN_BYTES) {
-    readSpan(client, [at, Math.min(at + TURN_BYTES, sizeBytes)], (bytes, offset) => {
-      take(bytes, offset);
-      done += bytes.length;
-      progress(done, sizeBytes);
-    });
-    await Bun.sleep(0);
-  }
+  await readSpan(client, [0, sizeBytes], (bytes, offset) => {
+    take(bytes, offset);
+    done += bytes.length;
+    progress(done, sizeBytes);
+  });
 }
 
 /**

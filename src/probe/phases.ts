@@ -42,17 +42,17 @@ function* chunks(
 type ChunkWork = (bytes: Uint8Array, offset: number) => void;
 
 /** Runs a request of `type` over each chunk of a span. */
-function sweep(
+async function sweep(
   client: BlockClient,
   type: number,
   [startBytes, endBytes]: readonly [number, number],
   before: ChunkWork,
   after: ChunkWork,
-): void {
+): Promise<void> {
   const todo = chunks(startBytes, endBytes, client.transferBytes);
   const places = Array.from({ length: client.slotCount }, () => [0, 0]);
   const bytesOf = (slot: number) => client.data(slot).subarray(0, places[slot][1]);
-  client.run({
+  await client.run({
     next(slot) {
       const chunk = todo.next();
       if (chunk.done) return false;
@@ -74,24 +74,28 @@ function sweep(
  * @param take gets each piece; its memory is used again afterwards
  * @throws UserError where a request fails
  */
-export function readSpan(
+export async function readSpan(
   client: BlockClient,
   span: readonly [startBytes: number, endBytes: number],
   take: (bytes: Uint8Array, offset: number) => void,
-): void {
-  sweep(client, T_IN, span, poison, take);
+): Promise<void> {
+  await sweep(client, T_IN, span, poison, take);
 }
 
 /**
  * Writes a pattern over the span, flushes, and reads every byte of it back.
  * @throws UserError where a byte differs
  */
-export function writeAndCompare(client: BlockClient, spanBytes: number, seed: number): void {
+export async function writeAndCompare(
+  client: BlockClient,
+  spanBytes: number,
+  seed: number,
+): Promise<void> {
   const nothing = () => {};
   const fill = (bytes: Uint8Array, at: number) => fillPattern(wordsOf(bytes), at, seed);
-  sweep(client, T_OUT, [0, spanBytes], fill, nothing);
-  client.flush();
-  readSpan(client, [0, spanBytes], (bytes, offset) => {
+  await sweep(client, T_OUT, [0, spanBytes], fill, nothing);
+  await client.flush();
+  await readSpan(client, [0, spanBytes], (bytes, offset) => {
     const at = findDifference(wordsOf(bytes), offset, seed);
     if (at < 0) return;
     const got = bytes[at];
@@ -107,12 +111,12 @@ export function writeAndCompare(client: BlockClient, spanBytes: number, seed: nu
  * Reads the span twice: a disk that nobody writes must say the same both times.
  * @throws UserError where it doesn't
  */
-export function readTwice(client: BlockClient, spanBytes: number): void {
+export async function readTwice(client: BlockClient, spanBytes: number): Promise<void> {
   const hashes = new Map<number, number | bigint>();
-  readSpan(client, [0, spanBytes], (bytes, offset) => {
+  await readSpan(client, [0, spanBytes], (bytes, offset) => {
     hashes.set(offset, Bun.hash(bytes));
   });
-  readSpan(client, [0, spanBytes], (bytes, offset) => {
+  await readSpan(client, [0, spanBytes], (bytes, offset) => {
     if (hashes.get(offset) === Bun.hash(bytes)) return;
     throw new UserError(
       `the disk returned different data when it was read again, within ${bytes.length} bytes at ` +
@@ -130,7 +134,7 @@ export interface MeasureOptions {
 }
 
 /** Requests for a while, as many at once as the client has room for. @throws UserError */
-export function measure(client: BlockClient, options: MeasureOptions): Measurement {
+export async function measure(client: BlockClient, options: MeasureOptions): Promise<Measurement> {
   const { name, write, random, spanBytes, durationS } = options;
   const depth = client.slotCount;
   const requestBytes = Math.min(random ? RANDOM_BYTES : client.transferBytes, spanBytes);
@@ -141,7 +145,7 @@ export function measure(client: BlockClient, options: MeasureOptions): Measureme
   let block = 0;
   const beginNs = Bun.nanoseconds();
   const endNs = beginNs + durationS * 1e9;
-  client.run({
+  await client.run({
     next(slot) {
       const nowNs = Bun.nanoseconds();
       if (nowNs >= endNs) return false;

@@ -50,6 +50,9 @@ const OPS = ['read', 'write', 'flush'] as const;
 
 export class Watch {
   private last: Sample | null = null;
+  private view: View | null = null;
+  /** A look whose answer hasn't come yet. */
+  private asked: Promise<View> | null = null;
   private readonly history: number[] = [];
   /** Fetched stripes and when, of the last looks. */
   private readonly pace: { atMs: number; fetched: number }[] = [];
@@ -60,13 +63,28 @@ export class Watch {
     private readonly timeoutMs: number,
   ) {}
 
-  /** Looks once more; never rejects. */
-  async look(): Promise<View> {
+  /**
+   * Looks once more; never rejects.
+   * @param patienceMs how long the answer may take; then what was known before it is shown, and the answer
+   * at a later look
+   */
+  async look(patienceMs?: number): Promise<View> {
+    this.asked ??= this.ask();
+    if (patienceMs === undefined) return await this.asked;
+    const late = Bun.sleep(patienceMs).then(() => null);
+    const view = (await Promise.race([this.asked, late])) ?? this.view;
+    return view ?? this.missing('no answer yet');
+  }
+
+  private async ask(): Promise<View> {
     try {
-      return this.take(await takeSample(this.socket, this.timeoutMs));
+      this.view = this.take(await takeSample(this.socket, this.timeoutMs));
     } catch (error) {
-      return this.missing(errorName(error));
+      this.note(0);
+      this.view = this.missing(errorName(error));
     }
+    this.asked = null;
+    return this.view;
   }
 
   /** Takes a sample in. */
@@ -100,7 +118,6 @@ export class Watch {
   }
 
   private missing(problem: string): View {
-    this.note(0);
     return {
       socket: this.socket,
       problem,

@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { commandHelp, commandList } from '../../src/commands/help.ts';
 import { commands, commonOptions } from '../../src/commands/table.ts';
@@ -44,6 +44,24 @@ test('a command that takes more than options says so', () => {
   }
   expect(commandHelp(command)).toContain('$ ubiblk xts [options] INPUT OUTPUT\n');
   expect(commandHelp(command, command.programs[0])).toContain('$ xts [options] INPUT OUTPUT\n');
+});
+
+test('what an operand can be is said', () => {
+  const helpOf = (name: string) =>
+    commandHelp(commands.find((command) => command.name === name) as (typeof commands)[number]);
+  expect(helpOf('completion')).toContain('SHELL\n\nSHELL:\n  bash, zsh, fish\n\nOptions:\n');
+  expect(helpOf('rpc')).toMatch(/\nCOMMAND:\n {2}version, status, .*,\n {2}.*shutdown\n/);
+});
+
+test('the page of the command line names every command', () => {
+  const page = readFileSync(join(root, 'docs/cli.md'), 'utf8');
+  const rows = page.split('\n').filter((line) => line.startsWith('|'));
+  for (const { name, programs } of commands) {
+    const row = rows.find((line) => line.includes(`\`${name}\``)) ?? `no ${name}`;
+    for (const called of [name, ...programs.map((program) => program.name)]) {
+      expect(row).toContain(`\`${called}\``);
+    }
+  }
 });
 
 test('the list names every command, and of a group only its own', () => {

@@ -122,6 +122,9 @@ end`;
   60_000,
 );
 
+/** Keys that make a command line of a few letters. */
+const typed = ['ubiblk se', 'vh', '--conf', 'v', '--log-level=d'].flatMap((keys) => [keys, 'Tab']);
+
 testWith(
   'bash completes what is typed on a terminal',
   [need.program('tmux')],
@@ -131,18 +134,7 @@ testWith(
     using terminal = new Terminal(bed, ['bash', '--norc', '--noprofile', '-i'], 100, 30);
     terminal.keys(`PS1='%'; cd ${bed.folder}; source ${file}; clear`, 'Enter');
     await terminal.shows(/^%$/m);
-    terminal.keys(
-      'ubiblk se',
-      'Tab',
-      'vh',
-      'Tab',
-      '--conf',
-      'Tab',
-      'v',
-      'Tab',
-      '--log-level=d',
-      'Tab',
-    );
+    terminal.keys(...typed);
     await terminal.shows(/^%ubiblk serve vhost --config vm\.yaml --log-level=debug$/m);
   },
   60_000,
@@ -158,18 +150,7 @@ testWith(
     const setup = `PS1='%%'; cd ${bed.folder}; fpath=($PWD $fpath); autoload -U compinit; compinit -u -D; clear`;
     terminal.keys(setup, 'Enter');
     await terminal.shows(/^%$/m);
-    terminal.keys(
-      'ubiblk se',
-      'Tab',
-      'vh',
-      'Tab',
-      '--conf',
-      'Tab',
-      'v',
-      'Tab',
-      '--log-level=d',
-      'Tab',
-    );
+    terminal.keys(...typed);
     await terminal.shows(/^%ubiblk serve vhost --config=?\s?vm\.yaml --log-level=debug\s*$/m);
     terminal.keys('C-u', 'vhost-backend --unl', 'Tab');
     await terminal.shows(/^%vhost-backend --unlink-kek\s*$/m);

@@ -123,7 +123,7 @@ test('each choice is in the configuration; the JSON says what was made', async (
 }, 60_000);
 
 testWith(
-  'units are what systemd takes, also of odd folders and for ublk',
+  'units are what systemd takes, also of odd folders, for ublk and for NBD',
   [need.program('systemd-analyze')],
   async () => {
     await using bed = new Bed();
@@ -132,12 +132,14 @@ testWith(
       ['plain', []],
       ['odd $name %n;', ['--encrypt']],
       ['ublk', ['--frontend', 'ublk', '--encrypt', '--kek', bed.path('100% kek')]],
+      ['nbd', ['--frontend', 'nbd', '--socket', bed.path('$my %nbd.sock')]],
     ] as const) {
       const folder = bed.path(name);
       await init(bed, [folder, '--size', '1M', ...options]);
       const unit = readdirSync(folder).find((file) => file.endsWith('.service')) as string;
       const text = readFileSync(join(folder, unit), 'utf8');
-      expect(text).toContain(`serve ${name === 'ublk' ? 'ublk' : 'vhost'} --config`);
+      const frontend = ['ublk', 'nbd'].includes(name) ? name : 'vhost';
+      expect(text).toContain(`serve ${frontend} --config`);
       const analyze = (...argv: string[]) =>
         bed.run(['systemd-analyze', ...argv, join(folder, unit)]);
       const verified = await analyze('verify', '--man=no');
@@ -164,10 +166,10 @@ test('what will not do is refused in a sentence, and nothing is made', async () 
     [[...size, '--queue-size', '100'], 2, '--queue-size must be a power of two from 1 to 32768'],
     [[...size, '--stripe-size', '48K'], 2, '--stripe-size must be a power of two from 32K to 32M'],
     [[...size, '--io-engine', 'aio'], 2, '--io-engine must be one of io_uring, sync'],
-    [[...size, '--frontend', 'nbd'], 2, '--frontend must be one of vhost, ublk'],
+    [[...size, '--frontend', 'iscsi'], 2, '--frontend must be one of vhost, ublk, nbd'],
     [[...size, '--kek', 'x'], 2, "option '--kek' needs '--encrypt'"],
     [[...size, '--autofetch'], 2, "option '--autofetch' needs '--base IMAGE'"],
-    [[...size, '--frontend', 'ublk', '--socket', 'x'], 2, "is for '--frontend vhost' alone"],
+    [[...size, '--frontend', 'ublk', '--socket', 'x'], 2, "is not for '--frontend ublk'"],
     [[...size, '--device-id', 'x'.repeat(21)], 2, '--device-id must be at most 20 bytes'],
     [[...size, '--base', image], 1, 'more than the disk; give --size 2097152 or more'],
     [[...size, '--base', bed.path('none')], 1, "none' cannot be read: ENOENT"],

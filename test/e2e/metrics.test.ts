@@ -169,8 +169,12 @@ test("promtool finds no fault in the metrics, and the dashboard's queries ask fo
 /** Starts a server that must not come up. @returns what it says */
 async function refused(bed: Bed, settings: Settings): Promise<string> {
   const config = bed.config({ path: bed.disk(), socket: bed.path('other.sock'), ...settings });
-  const child = await bed.run([binary, 'serve', 'vhost', '--config', config], { expect: 1 });
+  const argv = [binary, 'serve', 'vhost', '--config', config];
+  const child = await bed.run(argv, { expect: 1 });
   expect(child.stderr.text).not.toMatch(/^\s+at /m);
+  const checked = await bed.run([...argv, '--check'], { expect: 1 });
+  expect(checked.stderr.text).toContain('[ERROR ');
+  expect(child.stderr.text).toEndWith(checked.stderr.text);
   for (const name of ['other.sock', 'rpc.sock']) expect(existsSync(bed.path(name))).toBe(false);
   return child.stderr.text;
 }

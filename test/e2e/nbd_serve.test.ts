@@ -298,6 +298,12 @@ test('what has no place to listen, or a wrong one, is refused in a sentence', as
   expect(await refused(['--nbd', 'http://x', '--listen', '127.0.0.1:0'], 1)).toContain(
     'no NBD URI',
   );
+  const other = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } });
+  for (const more of [[], ['--check']]) {
+    const listen = ['--listen', `127.0.0.1:${other.port}`, ...more];
+    expect(await refused(listen, 1)).toContain('EADDRINUSE; choose another port');
+  }
+  other.stop();
   if (hostProgram('nbdinfo') === undefined) return;
   const server = await serveNbd(bed, bed.disk({ sizeBytes: MIB }));
   expect(await refused(['--listen', `unix:${server.socket}`], 1)).toContain(

@@ -4,6 +4,7 @@
  */
 import { expect, test } from 'bun:test';
 import {
+  chmodSync,
   chownSync,
   copyFileSync,
   existsSync,
@@ -244,8 +245,12 @@ test("a log that would overwrite something, or is another server's, is refused",
   const log = bed.path('io.log');
   const refused = async (path: string, sentence: string) => {
     const config = bed.config({ path: disk, socket: bed.path('x.sock'), io_debug_path: path });
-    const { stderr } = await bed.run([binary, 'serve', 'vhost', '-f', config], { expect: 1 });
+    const argv = [binary, 'serve', 'vhost', '-f', config];
+    const { stderr } = await bed.run(argv, { expect: 1 });
     expect(stderr.text).toContain(sentence);
+    if (sentence.includes('another server')) return;
+    const checked = await bed.run([...argv, '--check'], { expect: 1 });
+    expect(checked.stderr.text).toContain(sentence);
   };
   await refused(link, "is both the disk's data file and the I/O log");
   await refused(bed.folder, 'is no regular file; name one in io_debug_path');
@@ -254,8 +259,10 @@ test("a log that would overwrite something, or is another server's, is refused",
   const other = bed.disk({ sizeBytes: MIB });
   bed.fill(other, MIB);
   const before = readFileSync(other);
+  chmodSync(other, 0o644);
   await refused(other, 'holds something else than an I/O log; name a new file');
   expect(readFileSync(other).equals(before)).toBe(true);
+  expect(statSync(other).mode & 0o777).toBe(0o644);
   if (process.getuid?.() === 0) {
     // Who has it open would see all.
     const others = bed.path('others.log');

@@ -229,6 +229,8 @@ async function pour(socket: Socket): Promise<{ text: string; sent: number }> {
   while (open && text === '' && sent < 64 * MIB) {
     sent += part.length;
     await Promise.race([new Promise((resolve) => socket.write(part, resolve)), closed]);
+    // A write that needs not wait lets no answer in.
+    await new Promise((resolve) => setImmediate(resolve));
   }
   if (text === '') socket.destroy();
   else socket.end();

@@ -151,3 +151,27 @@ test('lines in scripts, one look with --once, JSON, and what is wrong', async ()
   await server.user.destroy(false);
   await bed.stop(server);
 }, 60_000);
+
+test('a server that hangs keeps nobody from seeing the others', async () => {
+  await using bed = new Bed();
+  const [well, ill] = [bed.path('a.sock'), bed.path('b.sock')];
+  const server = await bed.serve(bed.disk(), { rpc_socket_path: well });
+  const hanging = await bed.serve(bed.disk(), { rpc_socket_path: ill });
+  const top = bed.spawn([binary, 'top', '--json', '--interval', '0.1', well, ill]);
+  await top.said(/(\{"at".*\n){2}/, 10_000);
+  hanging.child.signal('SIGSTOP');
+  await top.said(/did not answer within 2 s/, 20_000);
+  hanging.child.signal('SIGCONT');
+  const looks = top.stdout.text.split('\n').filter((line) => line.endsWith('}'));
+  const disks = looks.map((line) => JSON.parse(line).disks);
+  const late = disks.filter(
+    ([a, b], i) =>
+      i > 0 && a.uptime_s > disks[i - 1][0].uptime_s && b.uptime_s === disks[i - 1][1].uptime_s,
+  );
+  expect(late.length).toBeGreaterThan(1);
+  expect(late[0][1].problem).toBeNull();
+  top.signal('SIGTERM');
+  expect(await top.exit(5000)).toBe(0);
+  await bed.stop(server);
+  await bed.stop(hanging);
+}, 60_000);

@@ -47,7 +47,7 @@ async function expectOrder(server: Server): Promise<void> {
   const connection = connect(server);
   const options = { depth: 16, transferBytes: 65536, timeoutMs: TIMEOUT_MS };
   const client = BlockClient.open(connection, options);
-  writeAndCompare(client, MIB, seed);
+  await writeAndCompare(client, MIB, seed);
   client.close();
   connection.close();
   expect(server.child.running).toBe(true);

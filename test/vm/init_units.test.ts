@@ -13,6 +13,7 @@ testWith(
   [
     !existsSync('/lib/systemd/systemd') && "'systemd' is not installed",
     need.program('systemd-analyze'),
+    need.program('nbdcopy'),
   ],
   async () => {
     await using bed = new Bed();
@@ -62,11 +63,33 @@ systemctl disable --now $unit
 [[ $(systemctl show -P Result $unit) == success && ! -e "$folder/vhost.sock" ]]
 
 step a ublk device that starts from an image
-"$ubiblk" init /run/ub --size 8M --frontend ublk --base ${image} --encrypt --kek '/run/100% kek' > made.log
+"$ubiblk" init /run/disks/ub --size 8M --frontend ublk --base ${image} --encrypt --kek '/run/100% kek' > made.log
 start ubiblk-ub.service
 cmp -n $(stat -c %s ${image}) ${image} /dev/ublkb0
+[[ $("$ubiblk" ublk list) == */run/disks/ub/disk.raw* ]]
+# Not what is beside its folder.
+grep -q ' /run/disks/ub rw,' "$(of_service ubiblk-ub.service mountinfo)"
+refused grep -q ' /run/disks rw,' "$(of_service ubiblk-ub.service mountinfo)"
+
+step another one goes on, and is still known, when the first one is stopped
+"$ubiblk" init /run/disks/other --size 8M --frontend ublk > made.log
+# What a unit of another user has there.
+install -d -o nobody -m 750 /run/ubiblk/vm7
+start ubiblk-other.service
 systemctl stop ubiblk-ub
-[[ ! -e /dev/ublkb0 ]]
+[[ ! -e /dev/ublkb0 && ! -e /run/ubiblk/ublk-0.json ]]
+[[ $("$ubiblk" ublk list) == *" live "*/run/disks/other/disk.raw* ]]
+systemctl stop ubiblk-other
+[[ $("$ubiblk" ublk list) == 'no ublk devices' ]]
+[[ $(stat -c '%U %a' /run/ubiblk /run/ubiblk/vm7 | tr '\\n' ' ') == 'root 755 nobody 750 ' ]]
+
+step a disk for NBD clients
+"$ubiblk" init /run/net --size 8M --frontend nbd --socket '/run/$my %nbd.sock' --base ${image} > made.log
+start ubiblk-net.service
+nbdcopy 'nbd+unix:///?socket=/run/$my%20%25nbd.sock' copy.raw
+cmp -n $(stat -c %s ${image}) ${image} copy.raw
+systemctl disable --now ubiblk-net
+[[ $(systemctl show -P Result ubiblk-net) == success && ! -e '/run/$my %nbd.sock' ]]
 `,
     );
   },

@@ -41,8 +41,12 @@ cd /run
 `;
 
 testWith(
-  'units of disks for guests, for this host and for other hosts',
-  [!existsSync('/lib/systemd/systemd') && "'systemd' is not installed", need.program('mkfs.ext4')],
+  'units of disks for guests, for this host, for NBD clients and for other hosts',
+  [
+    !existsSync('/lib/systemd/systemd') && "'systemd' is not installed",
+    need.program('mkfs.ext4'),
+    need.program('nbdcopy'),
+  ],
   async () => {
     await using bed = new Bed();
     await runInGuest(
@@ -51,7 +55,7 @@ testWith(
       `${functions}
 step what the package installs
 cp "$ubiblk" /usr/bin/ubiblk
-cp ${quote(packaging)}/*.service /run/systemd/system/
+cp ${quote(packaging)}/*.{service,socket} /run/systemd/system/
 cp ${quote(packaging)}/ubiblk.sysusers /usr/lib/sysusers.d/ubiblk.conf
 cp ${quote(packaging)}/ubiblk.tmpfiles /usr/lib/tmpfiles.d/ubiblk.conf
 systemd-sysusers ubiblk.conf
@@ -146,6 +150,24 @@ umount /mnt
 systemctl stop $data
 [[ $(shown $data Result) == success && ! -L $link ]]
 [[ $(ubiblk ublk list) == 'no ublk devices' ]]
+
+step a disk for NBD clients, whose first one starts the server
+nbd=ubiblk-nbd@data
+chown ubiblk: /var/lib/ubiblk/data.raw
+chgrp ubiblk /etc/ubiblk/data.yaml
+systemctl start $nbd.socket
+socket=/run/ubiblk/data-nbd.sock
+[[ $(stat -c '%U:%G %a' $socket) == 'ubiblk:ubiblk 660' && $(systemctl is-active $nbd) == inactive ]]
+head -c 1M /dev/urandom > some.raw
+nbdcopy some.raw "nbd+unix:///?socket=$socket"
+cmp -n 1048576 some.raw /var/lib/ubiblk/data.raw
+runs $nbd 0
+grep -q "^Uid:.$(id -u ubiblk)\\b" "/proc/$(shown $nbd MainPID)/status"
+kill -KILL "$(shown $nbd MainPID)"
+comes_back $nbd 1
+[[ $(nbdinfo --size "nbd+unix:///?socket=$socket") == 67108864 ]]
+systemctl stop $nbd.service $nbd.socket
+[[ $(shown $nbd Result) == success && ! -e $socket ]]
 
 step stripes for other hosts
 golden=ubiblk-stripes@golden
