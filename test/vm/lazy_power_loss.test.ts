@@ -80,9 +80,11 @@ cut_power() {
   kill -USR2 $power
 }
 serve() {
+  # What the one before has said, this one hasn't.
+  rm -f server.log
   ${quote(binary)} serve vhost --config ${quote(config)} 2> server.log < /dev/null &
   server=$!
-  until grep -q 'listening on' server.log; do kill -0 $server; sleep 0.05; done
+  until grep -qs 'listening on' server.log; do kill -0 $server; sleep 0.05; done
 }
 copy() { dd if=$1 of=$2 bs=4M status=none; }
 renew() {
@@ -111,10 +113,11 @@ copy ${quote(lazy.metadata)} /dev/shm/meta
 while read -r number seconds seed mix; do
   ((number % ${cutsOfDisk})) || renew
   serve
+  rm -f load.log
   # It begins by comparing all with what the cut before may have left.
   ${check} ops=1000000000 mix=$mix seed=$seed progress=1 > load.log 2>&1 < /dev/null &
   client=$!
-  until grep -q answers load.log; do kill -0 $client; sleep 0.02; done
+  until grep -qs answers load.log; do kill -0 $client; sleep 0.02; done
   sleep $seconds
   kill -0 $client
   cut_power

@@ -64,13 +64,16 @@ for end in source,va,1 copy,vb,2; do
 done
 
 begin_server() {
+  # What the one before has said, this one hasn't.
+  rm -f server.log
   ip netns exec source $ubiblk serve stripes --config image.yaml --listen-config listen.yaml 2> server.log &
   server=$!
-  until grep -q ' at 10.7.0.1' server.log; do kill -0 $server; sleep 0.1; done
+  until grep -qs ' at 10.7.0.1' server.log; do kill -0 $server; sleep 0.1; done
 }
 # The load of a fault; it is under way when this returns.
 begin_load() {
   part=$1
+  rm -f load.log
   ${client('vhost-check')} /tmp/vhost.sock queues=2 depth=8 ops=250 max=65536 zero=1 progress=1 timeout=100 \\
     span=${PART} offset=$((part * ${PART})) state=/tmp/state$part image=image.raw seed=$((${seed % 1e6} + part)) > load.log &
   load=$!
