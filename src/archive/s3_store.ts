@@ -37,6 +37,9 @@ export interface S3Options {
 /** Bytes a second that an upload may have at least: so much longer than others may it take. */
 const SLOWEST_UPLOAD = 256 << 10;
 
+/** In less time than this there is no answer to be had, in milliseconds. */
+const LEAST_ATTEMPT_MS = 100;
+
 /** One attempt of an operation. */
 interface Attempt {
   readonly signal: AbortSignal;
@@ -304,10 +307,13 @@ export class S3Store implements ObjectStore {
     uploadBytes = 0,
   ): Promise<Result> {
     const beganMs = performance.now();
-    const limitMs = this.attemptMs + (uploadBytes / SLOWEST_UPLOAD) * 1000;
+    const uploadMs = (uploadBytes / SLOWEST_UPLOAD) * 1000;
+    const attemptMs = this.attemptMs + uploadMs;
+    const mostMs = this.retryMs + uploadMs;
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.once(work, limitMs);
+        const leftMs = mostMs - (performance.now() - beganMs);
+        return await this.once(work, Math.min(attemptMs, Math.max(leftMs, LEAST_ATTEMPT_MS)));
       } catch (error) {
         if (error instanceof UserError) throw error;
         if (this.stop.signal.aborted)
@@ -315,7 +321,7 @@ export class S3Store implements ObjectStore {
         const failure = error as ServiceError;
         const elapsedMs = performance.now() - beganMs;
         const restMs = waitMs(failure, attempt);
-        if (!mayBeTriedAgain(failure) || elapsedMs + restMs > this.retryMs) {
+        if (!mayBeTriedAgain(failure) || elapsedMs + restMs + LEAST_ATTEMPT_MS > mostMs) {
           const what = `${operation} of '${key}' in bucket '${this.bucket}'`;
           const told = failureOf(failure, what, attempt, elapsedMs);
           told.cause = { status: statusOf(failure), attempts: attempt } satisfies FailedAttempts;
