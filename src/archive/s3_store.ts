@@ -139,21 +139,31 @@ export class S3Store implements ObjectStore {
 
   async remove(hashes: string[]): Promise<void> {
     const left = [...hashes];
+    const failures: unknown[] = [];
     const turns = Array.from({ length: this.parallel }, async () => {
-      for (let hash = left.pop(); hash !== undefined; hash = left.pop()) {
-        await this.removeObject(DATA_PREFIX + hash);
+      try {
+        for (let hash = left.pop(); hash !== undefined; hash = left.pop()) {
+          await this.removeObject(DATA_PREFIX + hash);
+        }
+      } catch (error) {
+        left.length = 0;
+        failures.push(error);
       }
     });
     await Promise.all(turns);
+    // Those that were not answered may be carried out still: that is worse than to be refused.
+    const worst = failures.find((error) => error instanceof StoreAwayError) ?? failures[0];
+    if (worst) throw worst;
   }
 
   async begin(): Promise<Run> {
-    const left = await this.get(NOTE_NAME);
+    const there = await this.get(NOTE_NAME);
     return {
-      left,
-      begun: left !== null || (await this.hasData()),
-      note: (description) => this.note(description, left === null),
-      end: () => this.removeObject(NOTE_NAME),
+      // An empty one is what stays where notes may not be deleted.
+      left: there && there.length > 0 ? there : null,
+      begun: there !== null || (await this.hasData()),
+      note: (description) => this.note(description, there === null),
+      end: () => this.removeNote(),
       leave: () => {},
     };
   }
@@ -237,6 +247,18 @@ export class S3Store implements ObjectStore {
         `another run is writing to the archive in ${this.name}, or was interrupted this moment; wait for ` +
           'its end, or try again',
       );
+    }
+  }
+
+  /** Whoever may put need not be allowed to delete: then it is emptied, and holds up nobody. */
+  private async removeNote(): Promise<void> {
+    try {
+      await this.removeObject(NOTE_NAME);
+    } catch (error) {
+      if (!(error instanceof UserError) || error instanceof StoreAwayError) throw error;
+      await this.putObject(NOTE_NAME, new Uint8Array());
+      const place = `'${this.key(NOTE_NAME)}' stays in bucket '${this.bucket}'`;
+      this.log.warn(`an empty ${place}, where it does no harm: ${error.message}`);
     }
   }
 

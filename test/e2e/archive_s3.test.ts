@@ -407,6 +407,55 @@ test('servers that know no conditions, and whoever may not list, are no obstacle
   await exported(bed, prepared);
 });
 
+test('whoever may not delete completes a run, and what stays of it holds up nobody', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  const { config, target } = prepared;
+  faulty.plan = ({ method }) =>
+    method === 'DELETE' ? { kind: 'status', status: 403, code: 'AccessDenied' } : null;
+  const argv = ['--config', config, ...target];
+  for (const options of [['--encrypt'], ['--encrypt', '--force']]) {
+    const { stdout, stderr } = await archive(bed, [...argv, ...options]);
+    expect(stdout).toMatch(/^archived /);
+    expect(stderr).toMatch(
+      /^\[WARN archive-create] an empty 'debian\/12\/resume.json' stays in bucket .*: DeleteObject .* 403 AccessDenied.*\n$/,
+    );
+  }
+  await exported(bed, prepared);
+  faulty.plan = () => null;
+  const { stderr } = await archive(bed, [...argv, '--encrypt', '--force', '--resume', '--quiet']);
+  expect(stderr).toBe('');
+  await archive(bed, ['gc', ...target, '--delete']);
+  await archive(bed, ['verify', ...target]);
+});
+
+test('who may not delete is told so by gc, and runs need not wait for it', async () => {
+  await using bed = new Bed();
+  const prepared = await prepare(bed);
+  const { config, image, target } = prepared;
+  const argv = ['--config', config, ...target, '--force'];
+  await archive(bed, argv);
+  fillDisk(image, 'partial', sizeBytes, seed + 1);
+  await archive(bed, argv);
+  faulty.plan = ({ method }) =>
+    method === 'DELETE' ? { kind: 'status', status: 403, code: 'AccessDenied' } : null;
+  const { stderr } = await archive(bed, ['gc', ...target, '--delete'], { expect: 1 });
+  expect(stderr).toMatch(
+    /\[ERROR archive-gc\] DeleteObject of 'debian\/12\/data\/\w+' in .* 403 AccessDenied/,
+  );
+  await archive(bed, argv);
+  await exported(bed, prepared);
+  // A request without an answer may be carried out later.
+  faulty.plan = ({ method, key }) =>
+    method === 'DELETE' && isData.test(key) ? { kind: 'status', status: 503 } : null;
+  const hasty = targetConfig(bed, { ...prepared.place, retry_timeout_ms: 500 });
+  await archive(bed, ['gc', '--target-config', hasty, '--delete'], { expect: 1 });
+  await archive(bed, argv, { expect: 1 });
+  faulty.plan = () => null;
+  await archive(bed, ['gc', ...target, '--delete']);
+  await archive(bed, ['verify', ...target]);
+});
+
 test('a signal ends a run that waits for a server, and the KEK stays for whoever goes on', async () => {
   await using bed = new Bed();
   const { config, target } = await prepare(bed);
