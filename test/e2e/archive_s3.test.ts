@@ -8,6 +8,7 @@ import {
   archivedDisk,
   compareLazily,
   fillDisk,
+  folderPlace,
   kekFile,
   lazyDisk,
   type Place,
@@ -479,6 +480,25 @@ test('a signal ends a run that waits for a server, and the KEK stays for whoever
   faulty.plan = () => null;
   await bed.run(argv);
   expect(existsSync(kek.file)).toBe(false);
+});
+
+test('a signal ends a run whose disk waits for its own source', async () => {
+  await using bed = new Bed();
+  const { config, target, place } = await prepare(bed);
+  await archive(bed, ['--config', config, ...target]);
+  const { disk, settings } = await lazyDisk(bed, place, sizeBytes);
+  const lazy = bed.config({ path: disk, ...settings });
+  const reached = Promise.withResolvers<void>();
+  faulty.plan = ({ key }) => {
+    if (!isData.test(key)) return null;
+    reached.resolve();
+    return { kind: 'silence' };
+  };
+  const folder = ['--target-config', targetConfig(bed, folderPlace(bed))];
+  const child = bed.spawn([binary, 'archive', '--config', lazy, ...folder]);
+  await within(reached.promise, 20_000, () => child.report());
+  child.signal('SIGINT');
+  expect(await child.exit(10_000)).toBe(130);
 });
 
 test('a server of a disk ends though its archive does not answer', async () => {
