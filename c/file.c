@@ -226,6 +226,33 @@ int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room)
     return size;
 }
 
+/*
+ * Makes a file of what is in memory, there as a whole or not at all, and begins to bring it to
+ * storage. names: where it is until it is complete, and, behind the end of that, its own.
+ */
+int ubiblk_file_make(const char *names, const void *buf, uint64_t length)
+{
+    int err = 0, fd = open(names, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    for (uint64_t done = 0; done < length && !err;) {
+        ssize_t count = pwrite(fd, (const char *)buf + done, length - done, (off_t)done);
+        if (count > 0)
+            done += (uint64_t)count;
+        else if (count == 0 || errno != EINTR)
+            err = count == 0 ? -EIO : -errno;
+    }
+    if (!err)
+        (void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+    if (close(fd) < 0 && !err)
+        err = -errno;
+    if (!err && rename(names, names + strlen(names) + 1) < 0)
+        err = -errno;
+    if (err)
+        unlink(names);
+    return err;
+}
+
 int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 {
     return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;

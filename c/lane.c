@@ -132,6 +132,8 @@ static int64_t carry_out(const struct job *job)
         return ubiblk_unseal(memory);
     case UBIBLK_JOB_READ_FILE:
         return ubiblk_file_read_all((const char *)(uintptr_t)job->offset, memory, job->length);
+    case UBIBLK_JOB_MAKE_FILE:
+        return ubiblk_file_make((const char *)(uintptr_t)job->offset, memory, job->length);
     default:
         return -EINVAL;
     }

@@ -71,6 +71,7 @@ UBIBLK_API int ubiblk_file_link(int fd, const char *path);
 UBIBLK_API int64_t ubiblk_file_birth(int fd);
 UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
 int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room);
+int ubiblk_file_make(const char *names, const void *buf, uint64_t length);
 int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length);
 
 /* lane.c */
@@ -89,7 +90,8 @@ enum {
     UBIBLK_JOB_SYNC_ALL,  /* all of the file's file system */
     UBIBLK_JOB_SEAL,      /* struct ubiblk_seal at the address */
     UBIBLK_JOB_UNSEAL,    /* struct ubiblk_unseal */
-    UBIBLK_JOB_READ_FILE  /* of which the path is at the offset: all of it */
+    UBIBLK_JOB_READ_FILE, /* of which the path is at the offset: all of it */
+    UBIBLK_JOB_MAKE_FILE  /* ubiblk_file_make, the names at the offset */
 };
 
 struct ubiblk_done {
