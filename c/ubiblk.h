@@ -71,6 +71,7 @@ UBIBLK_API int ubiblk_file_link(int fd, const char *path);
 UBIBLK_API int64_t ubiblk_file_birth(int fd);
 UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
 int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room);
+int64_t ubiblk_write_out(int fd, const void *buf, uint64_t length, uint64_t offset);
 int ubiblk_file_make(const char *names, const void *buf, uint64_t length);
 int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length);
 

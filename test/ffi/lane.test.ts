@@ -2,6 +2,7 @@
 import { afterAll, expect, test } from 'bun:test';
 import {
   closeSync,
+  constants,
   existsSync,
   ftruncateSync,
   mkdirSync,
@@ -18,6 +19,8 @@ import { EBADF, EEXIST, EISDIR, ENODATA, ENOENT } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
+
+const { O_CREAT, O_DSYNC, O_RDWR, O_TRUNC } = constants;
 
 openLibrary();
 const folder = mkdtempSync(join(tmpdir(), 'ubiblk-lane-'));
@@ -79,10 +82,27 @@ test('a file is read by its name, where there is room for it', async () => {
   lane.close();
 });
 
+test('what is written out is there to its last byte', async () => {
+  const lane = new Lane('test', 1);
+  for (const flags of [O_TRUNC, O_TRUNC | O_DSYNC]) {
+    const path = join(folder, 'written');
+    const file = openSync(path, O_CREAT | O_RDWR | flags);
+    for (const length of [1, BLOCK, 100 * BLOCK + 1]) {
+      for (let i = 0; i < length; i++) bytes[i] = i % 251;
+      expect(await lane.writeOut(file, { address: memory.address, length }, 5)).toBe(length);
+      const there = readFileSync(path);
+      expect(there.subarray(there.length - length)).toEqual(Buffer.from(bytes.subarray(0, length)));
+    }
+    closeSync(file);
+  }
+  expect(await lane.writeOut(-1, part(0), 0)).toBe(-EBADF);
+  lane.close();
+});
+
 test('a file is made as a whole, or not at all', async () => {
   const lane = new Lane('test', 2);
   const [path, temporary] = ['made', 'made.tmp'].map((name) => join(folder, name));
-  const from = { address: memory.address, length: 3 * BLOCK - 1 };
+  const from = { address: memory.address, length: 100 * BLOCK - 1 };
   for (const byte of [5, 6]) {
     bytes.fill(byte, 0, from.length);
     expect(await lane.makeFile(temporary, path, from)).toBe(0);
