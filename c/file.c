@@ -17,6 +17,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* Up to this size the kernel keeps memory ready for each processor. */
+enum { CACHED_PIECE = 32 << 10 };
+
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x00002000U
 #endif
@@ -224,6 +227,58 @@ int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room)
     }
     close(fd);
     return size;
+}
+
+/*
+ * Writes, and begins to bring what is in the page cache to storage: a sync that comes later finds
+ * little left to do, and storage isn't idle until then. Returns as pwrite does.
+ */
+int64_t ubiblk_write_out(int fd, const void *buf, uint64_t length, uint64_t offset)
+{
+    /*
+     * The page cache takes one block of memory for what one call writes, where it can. Small ones
+     * are at hand; large ones a virtual machine's kernel often has to ask its host for, page by
+     * page.
+     */
+    int is_cached = (fcntl(fd, F_GETFL) & (O_DIRECT | O_DSYNC)) == 0;
+    uint64_t done = 0, most = is_cached ? CACHED_PIECE : length;
+    ssize_t count = 0;
+    do {
+        uint64_t rest = length - done;
+        count =
+            pwrite(fd, (const char *)buf + done, rest < most ? rest : most, (off_t)(offset + done));
+        if (count > 0)
+            done += (uint64_t)count;
+    } while (count > 0 && done < length);
+    if (done == 0)
+        return result(count);
+    (void)sync_file_range(fd, (off_t)offset, (off_t)done, SYNC_FILE_RANGE_WRITE);
+    return (int64_t)done;
+}
+
+/*
+ * Makes a file of what is in memory, there as a whole or not at all, and begins to bring it to
+ * storage. names: where it is until it is complete, and, behind the end of that, its own.
+ */
+int ubiblk_file_make(const char *names, const void *buf, uint64_t length)
+{
+    int err = 0, fd = open(names, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    for (uint64_t done = 0; done < length && !err;) {
+        int64_t count = ubiblk_write_out(fd, (const char *)buf + done, length - done, done);
+        if (count > 0)
+            done += (uint64_t)count;
+        else if (count != -EINTR)
+            err = count == 0 ? -EIO : (int)count;
+    }
+    if (close(fd) < 0 && !err)
+        err = -errno;
+    if (!err && rename(names, names + strlen(names) + 1) < 0)
+        err = -errno;
+    if (err)
+        unlink(names);
+    return err;
 }
 
 int ubiblk_fallocate(int fd, int mode, uint64_t offset, uint64_t length)

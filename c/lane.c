@@ -90,16 +90,6 @@ static int is_hole(int fd, uint64_t offset, uint64_t end)
     return errno == ENXIO && fstat(fd, &st) == 0 && (uint64_t)st.st_size >= end;
 }
 
-/* A sync that comes later finds little left to do, and storage isn't idle until then. */
-static int64_t write_out(int fd, const void *memory, uint64_t length, off_t offset)
-{
-    ssize_t written = pwrite(fd, memory, length, offset);
-    if (written < 0)
-        return -errno;
-    (void)sync_file_range(fd, offset, written, SYNC_FILE_RANGE_WRITE);
-    return written;
-}
-
 static int64_t carry_out(const struct job *job)
 {
     void *memory = (void *)(uintptr_t)job->address;
@@ -113,7 +103,7 @@ static int64_t carry_out(const struct job *job)
     case UBIBLK_JOB_WRITE:
         return result_of(pwrite(job->fd, memory, job->length, (off_t)job->offset));
     case UBIBLK_JOB_WRITE_OUT:
-        return write_out(job->fd, memory, job->length, (off_t)job->offset);
+        return ubiblk_write_out(job->fd, memory, job->length, job->offset);
     case UBIBLK_JOB_SYNC:
         return result_of(fdatasync(job->fd));
     case UBIBLK_JOB_ALLOCATE:
@@ -134,6 +124,8 @@ static int64_t carry_out(const struct job *job)
         return ubiblk_file_read_all((const char *)(uintptr_t)job->offset, memory, job->length);
     case UBIBLK_JOB_RECEIVE:
         return ubiblk_receive(job->fd, memory, job->length, job->extra);
+    case UBIBLK_JOB_MAKE_FILE:
+        return ubiblk_file_make((const char *)(uintptr_t)job->offset, memory, job->length);
     default:
         return -EINVAL;
     }

@@ -71,6 +71,8 @@ UBIBLK_API int ubiblk_file_link(int fd, const char *path);
 UBIBLK_API int64_t ubiblk_file_birth(int fd);
 UBIBLK_API int ubiblk_file_expect(int fd, uint64_t offset, uint64_t length);
 int64_t ubiblk_file_read_all(const char *path, void *buf, uint64_t room);
+int64_t ubiblk_write_out(int fd, const void *buf, uint64_t length, uint64_t offset);
+int ubiblk_file_make(const char *names, const void *buf, uint64_t length);
 int ubiblk_file_clone(int to, int from, uint64_t offset, uint64_t length);
 
 /* lane.c */
@@ -90,7 +92,8 @@ enum {
     UBIBLK_JOB_SEAL,      /* struct ubiblk_seal at the address */
     UBIBLK_JOB_UNSEAL,    /* struct ubiblk_unseal */
     UBIBLK_JOB_READ_FILE, /* of which the path is at the offset: all of it */
-    UBIBLK_JOB_RECEIVE    /* with patience for extra milliseconds */
+    UBIBLK_JOB_RECEIVE,   /* with patience for extra milliseconds */
+    UBIBLK_JOB_MAKE_FILE  /* ubiblk_file_make, the names at the offset */
 };
 
 struct ubiblk_done {

@@ -22,6 +22,7 @@ const SEAL = 10;
 const UNSEAL = 11;
 const READ_FILE = 12;
 const RECEIVE = 13;
+const MAKE_FILE = 14;
 
 /** Memory that stays until a call on it is done. */
 export interface Part {
@@ -121,14 +122,16 @@ export class Lane {
    * @returns its size, or -errno; where there is less room, nothing was read
    */
   async readFile(path: string, to: Part): Promise<number> {
-    const name = Buffer.from(`${path}\0`);
-    // A thread reads it.
-    names.add(name);
-    try {
-      return await this.call(READ_FILE, -1, to, ptr(name));
-    } finally {
-      names.delete(name);
-    }
+    return await this.callNamed(READ_FILE, [path], to);
+  }
+
+  /**
+   * Makes a file, for the owner's eyes only, which replaces the one that is there. Storage begins to take it.
+   * @param temporary its name until it is complete, in the same file system; where it is taken, -EEXIST
+   * @returns 0 or -errno, and then there is nothing
+   */
+  async makeFile(temporary: string, path: string, from: Part): Promise<number> {
+    return await this.callNamed(MAKE_FILE, [temporary, path], from);
   }
 
   /** What has not been begun ends with -ECANCELED; its threads end when they can. */
@@ -136,6 +139,17 @@ export class Lane {
     if (this.handle !== 0) shim.ubiblk_lane_close(this.handle);
     this.handle = 0;
     this.closed = true;
+  }
+
+  /** What is done with files by their names, which a thread reads. */
+  private async callNamed(op: number, paths: string[], memory: Part): Promise<number> {
+    const text = Buffer.from(paths.map((path) => `${path}\0`).join(''));
+    names.add(text);
+    try {
+      return await this.call(op, -1, memory, ptr(text));
+    } finally {
+      names.delete(text);
+    }
   }
 
   private call(

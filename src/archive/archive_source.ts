@@ -27,7 +27,8 @@ export class ArchiveSource implements StripeSource {
   private readonly waiting: ((slot: Slot) => void)[] = [];
   /** By the number of the object. */
   private readonly transfers = new Map<number, Transfer>();
-  private reading = 0;
+  /** Reads, and fetches that may go on when nobody wants them any more. */
+  private underWay = 0;
   private readonly idle = Promise.withResolvers<void>();
   private closing = false;
 
@@ -58,17 +59,10 @@ export class ArchiveSource implements StripeSource {
     return this.archive.index.has(stripe);
   }
 
-  async read(stripe: number, buffer: StripeBuffer): Promise<boolean> {
+  async read(stripe: number, buffer: StripeBuffer, signal?: AbortSignal): Promise<boolean> {
     const object = this.archive.index.objectOf(stripe);
     if (object === null) return false;
-    if (this.closing) throw new Error('the source was closed');
-    this.reading++;
-    try {
-      return await this.readObject(stripe, object, buffer);
-    } finally {
-      this.reading--;
-      this.lookIfIdle();
-    }
+    return await this.counted(() => this.readObject(stripe, object, buffer, signal));
   }
 
   async close(): Promise<void> {
@@ -82,11 +76,29 @@ export class ArchiveSource implements StripeSource {
     this.archive.store.close();
   }
 
-  private async readObject(stripe: number, object: number, buffer: StripeBuffer): Promise<boolean> {
+  /** @throws Error where the source is closed */
+  private async counted<Result>(work: () => Promise<Result>): Promise<Result> {
+    if (this.closing) throw new Error('the source was closed');
+    this.underWay++;
+    try {
+      return await work();
+    } finally {
+      this.underWay--;
+      this.lookIfIdle();
+    }
+  }
+
+  private async readObject(
+    stripe: number,
+    object: number,
+    buffer: StripeBuffer,
+    signal?: AbortSignal,
+  ): Promise<boolean> {
     const transfer = this.transferOf(object);
     transfer.users++;
     try {
-      const { slot, length } = await transfer.fetched;
+      // Only until here: afterwards the buffer is written to, which its owner must wait for.
+      const { slot, length } = await unlessAborted(transfer.fetched, signal);
       const turn = transfer.turn.then(() => this.unseal(stripe, object, slot, length, buffer));
       transfer.turn = turn.catch(() => {});
       return await turn;
@@ -101,7 +113,8 @@ export class ArchiveSource implements StripeSource {
   private transferOf(object: number): Transfer {
     const shared = this.transfers.get(object);
     if (shared) return shared;
-    const transfer = { fetched: this.fetch(object), users: 0, turn: Promise.resolve() };
+    const fetched = this.counted(() => this.fetch(object));
+    const transfer = { fetched, users: 0, turn: Promise.resolve() };
     // What is encrypted is decrypted where it lies: there is nothing left for a second one.
     if (this.archive.form.xts === 0) this.transfers.set(object, transfer);
     return transfer;
@@ -110,6 +123,7 @@ export class ArchiveSource implements StripeSource {
   private async fetch(object: number): Promise<{ slot: Slot; length: number }> {
     const slot = this.free.pop() ?? (await new Promise<Slot>((take) => this.waiting.push(take)));
     try {
+      if (this.closing) throw new Error('the source was closed');
       return { slot, length: await this.archive.fetch(object, slot) };
     } catch (error) {
       this.giveBack(slot);
@@ -150,6 +164,22 @@ export class ArchiveSource implements StripeSource {
   }
 
   private lookIfIdle(): void {
-    if (this.closing && this.reading === 0) this.idle.resolve();
+    if (this.closing && this.underWay === 0) this.idle.resolve();
+  }
+}
+
+/** @throws Error as soon as the signal is aborted, however long the result takes */
+async function unlessAborted<Result>(
+  result: Promise<Result>,
+  signal: AbortSignal | undefined,
+): Promise<Result> {
+  const given = Promise.withResolvers<never>();
+  const abort = () => given.reject(new Error('the fetch was given up'));
+  signal?.addEventListener('abort', abort);
+  if (signal?.aborted) abort();
+  try {
+    return await Promise.race([result, given.promise]);
+  } finally {
+    signal?.removeEventListener('abort', abort);
   }
 }

@@ -31,6 +31,7 @@ export async function exportArchive(archive: Archive, options: ExportOptions): P
     identity: archive.identity(),
     parts: stripes,
     sizeBytes,
+    aligned: true,
   });
   try {
     const exported = await new Exporter(archive, part, options).run();

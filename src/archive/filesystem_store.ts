@@ -12,13 +12,12 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
-import { open, opendir, readFile, rename, stat, unlink } from 'node:fs/promises';
+import { opendir, readFile, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { EAGAIN, ENOENT, ENOTDIR, errnoName } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
-import { writeOutAt } from '../stripe/async_file.ts';
 import type { StripeBuffer } from '../stripe/interfaces.ts';
 import { recoverHead, replaceHead } from './filesystem_head.ts';
 import { type Commit, NOTE_NAME, type ObjectStore, type Run, type StoredObject } from './store.ts';
@@ -77,21 +76,10 @@ export class FilesystemStore implements ObjectStore {
       `${DATA_PREFIX}.${process.pid.toString(16)}${this.temporaryCount++}.tmp`,
     );
     this.temporary.add(temporary);
-    try {
-      const file = await open(temporary, 'wx', FILE_MODE);
-      try {
-        const facts = { fd: file.fd, bufferedFd: -1, directOffsetAlign: 1 };
-        await writeOutAt(this.lane, facts, { address, length: bytes.length }, 0);
-      } finally {
-        await file.close();
-      }
-      await rename(temporary, this.at(name));
-    } catch (error) {
-      await unlink(temporary).catch(() => {});
-      throw this.failure('written', name, error);
-    } finally {
-      this.temporary.delete(temporary);
-    }
+    const from = { address, length: bytes.length };
+    const result = await this.lane.makeFile(temporary, this.at(name), from);
+    this.temporary.delete(temporary);
+    if (result < 0) throw this.failure('written', name, systemError(result));
   }
 
   async holds(name: string, bytes: Uint8Array): Promise<boolean> {

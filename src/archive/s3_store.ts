@@ -37,6 +37,9 @@ export interface S3Options {
 /** Bytes a second that an upload may have at least: so much longer than others may it take. */
 const SLOWEST_UPLOAD = 256 << 10;
 
+/** In less time than this there is no answer to be had, in milliseconds. */
+const LEAST_ATTEMPT_MS = 100;
+
 /** One attempt of an operation. */
 interface Attempt {
   readonly signal: AbortSignal;
@@ -136,21 +139,31 @@ export class S3Store implements ObjectStore {
 
   async remove(hashes: string[]): Promise<void> {
     const left = [...hashes];
+    const failures: unknown[] = [];
     const turns = Array.from({ length: this.parallel }, async () => {
-      for (let hash = left.pop(); hash !== undefined; hash = left.pop()) {
-        await this.removeObject(DATA_PREFIX + hash);
+      try {
+        for (let hash = left.pop(); hash !== undefined; hash = left.pop()) {
+          await this.removeObject(DATA_PREFIX + hash);
+        }
+      } catch (error) {
+        left.length = 0;
+        failures.push(error);
       }
     });
     await Promise.all(turns);
+    // Those that were not answered may be carried out still: that is worse than to be refused.
+    const worst = failures.find((error) => error instanceof StoreAwayError) ?? failures[0];
+    if (worst) throw worst;
   }
 
   async begin(): Promise<Run> {
-    const left = await this.get(NOTE_NAME);
+    const there = await this.get(NOTE_NAME);
     return {
-      left,
-      begun: left !== null || (await this.hasData()),
-      note: (description) => this.note(description, left === null),
-      end: () => this.removeObject(NOTE_NAME),
+      // An empty one is what stays where notes may not be deleted.
+      left: there && there.length > 0 ? there : null,
+      begun: there !== null || (await this.hasData()),
+      note: (description) => this.note(description, there === null),
+      end: () => this.removeNote(),
       leave: () => {},
     };
   }
@@ -237,6 +250,18 @@ export class S3Store implements ObjectStore {
     }
   }
 
+  /** Whoever may put need not be allowed to delete: then it is emptied, and holds up nobody. */
+  private async removeNote(): Promise<void> {
+    try {
+      await this.removeObject(NOTE_NAME);
+    } catch (error) {
+      if (!(error instanceof UserError) || error instanceof StoreAwayError) throw error;
+      await this.putObject(NOTE_NAME, new Uint8Array());
+      const place = `'${this.key(NOTE_NAME)}' stays in bucket '${this.bucket}'`;
+      this.log.warn(`an empty ${place}, where it does no harm: ${error.message}`);
+    }
+  }
+
   /**
    * @param take is given chunks, each with how many bytes were before it, and the length of all; from the
    *   start again, where it is tried again
@@ -304,10 +329,13 @@ export class S3Store implements ObjectStore {
     uploadBytes = 0,
   ): Promise<Result> {
     const beganMs = performance.now();
-    const limitMs = this.attemptMs + (uploadBytes / SLOWEST_UPLOAD) * 1000;
+    const uploadMs = (uploadBytes / SLOWEST_UPLOAD) * 1000;
+    const attemptMs = this.attemptMs + uploadMs;
+    const mostMs = this.retryMs + uploadMs;
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.once(work, limitMs);
+        const leftMs = mostMs - (performance.now() - beganMs);
+        return await this.once(work, Math.min(attemptMs, Math.max(leftMs, LEAST_ATTEMPT_MS)));
       } catch (error) {
         if (error instanceof UserError) throw error;
         if (this.stop.signal.aborted)
@@ -315,7 +343,7 @@ export class S3Store implements ObjectStore {
         const failure = error as ServiceError;
         const elapsedMs = performance.now() - beganMs;
         const restMs = waitMs(failure, attempt);
-        if (!mayBeTriedAgain(failure) || elapsedMs + restMs > this.retryMs) {
+        if (!mayBeTriedAgain(failure) || elapsedMs + restMs + LEAST_ATTEMPT_MS > mostMs) {
           const what = `${operation} of '${key}' in bucket '${this.bucket}'`;
           const told = failureOf(failure, what, attempt, elapsedMs);
           told.cause = { status: statusOf(failure), attempts: attempt } satisfies FailedAttempts;

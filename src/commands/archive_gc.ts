@@ -1,6 +1,6 @@
 import { type Inventory, takeInventory } from '../archive/audit.ts';
 import { Archive } from '../archive/reader.ts';
-import { isSweepNote, SWEEP_NOTE } from '../archive/store.ts';
+import { isSweepNote, StoreAwayError, SWEEP_NOTE } from '../archive/store.ts';
 import { UserError } from '../errors.ts';
 import type { Log } from '../log.ts';
 import { sizeText } from '../size_text.ts';
@@ -52,13 +52,20 @@ async function sweep(target: ArchiveTarget, abandon: boolean) {
       );
     }
     if (!store.locks) await run.note(SWEEP_NOTE);
-    // A run before may have replaced the index meanwhile.
-    const inventory = await unusedOf(target);
-    for (let at = 0; at < inventory.unused.length; at += BATCH) {
-      await store.remove(inventory.unused.slice(at, at + BATCH));
+    try {
+      // A run before may have replaced the index meanwhile.
+      const inventory = await unusedOf(target);
+      for (let at = 0; at < inventory.unused.length; at += BATCH) {
+        await store.remove(inventory.unused.slice(at, at + BATCH));
+      }
+      await run.end();
+      return { ...countsOf(inventory), deleted: true };
+    } catch (error) {
+      // What was refused isn't being deleted: runs need not wait. Of what has no answer nobody knows.
+      const refused = error instanceof UserError && !(error instanceof StoreAwayError);
+      if (refused && !store.locks) await run.end();
+      throw error;
     }
-    await run.end();
-    return { ...countsOf(inventory), deleted: true };
   } finally {
     run.leave();
   }

@@ -19,7 +19,7 @@ import { dirname } from 'node:path';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
-import { syncFile, writeOutAt } from './async_file.ts';
+import { type FileFacts, syncFile, writeOutAt } from './async_file.ts';
 import { syncFolder } from './sync_folder.ts';
 
 const FILE_MODE = 0o600;
@@ -28,6 +28,10 @@ const NOTE_MS = 5000;
 /** Of SHA-256 of what the image is made from. */
 const IDENTITY_BYTES = 32;
 
+/** Whole ones of these go past the page cache; for smaller ones storage would have to be waited for too often. */
+const DIRECT_BYTES = 1 << 20;
+const DIRECT_THREADS = 4;
+
 /** What an image is made of, and from. */
 export interface ImageParts {
   /** IDENTITY_BYTES that tell the content from every other. */
@@ -35,6 +39,11 @@ export interface ImageParts {
   /** Each is there or isn't. */
   parts: number;
   sizeBytes: number;
+  /**
+   * What is written comes from page-aligned memory: it may go past the page cache, which costs less, and takes
+   * no memory from others for what nobody may read soon.
+   */
+  aligned?: boolean;
 }
 
 /**
@@ -53,9 +62,8 @@ export function refuseExisting(path: string, force: boolean): void {
 
 export class PartialImage {
   private readonly identity: Buffer;
-  /** The page cache of a file takes one write after the other. */
-  private readonly lane = new Lane('image', 1);
-  private readonly file: { fd: number; bufferedFd: number; directOffsetAlign: number };
+  private readonly lane: Lane;
+  private readonly file: FileFacts;
   /** A bit for each part that is there. */
   private readonly bits: Uint8Array;
   private notedMs = performance.now();
@@ -67,11 +75,17 @@ export class PartialImage {
     private readonly path: string,
     private readonly partial: string,
     private readonly notePath: string,
-    fd: number,
-    { identity, parts, sizeBytes }: ImageParts,
+    private readonly fd: number,
+    { identity, parts, sizeBytes, aligned = false }: ImageParts,
   ) {
     this.identity = identity;
-    this.file = { fd, bufferedFd: -1, directOffsetAlign: 1 };
+    const directFd = aligned ? openDirect(fd) : -1;
+    // The page cache of a file takes one write after the other.
+    this.lane = new Lane('image', directFd < 0 ? 1 : DIRECT_THREADS);
+    this.file =
+      directFd < 0
+        ? { fd, bufferedFd: -1, directOffsetAlign: 1 }
+        : { fd: directFd, bufferedFd: fd, directOffsetAlign: DIRECT_BYTES };
     this.bits = new Uint8Array(Math.ceil(parts / 8));
     const note = readNote(notePath);
     const mine = note?.subarray(0, IDENTITY_BYTES).equals(identity) ?? false;
@@ -166,14 +180,15 @@ export class PartialImage {
   }
 
   close(): void {
-    closeSync(this.file.fd);
+    closeSync(this.fd);
+    if (this.file.fd !== this.fd) closeSync(this.file.fd);
     this.lane.close();
   }
 
   private async sync(): Promise<void> {
     if (this.syncFailed) throw new Error('a sync failed before');
     try {
-      await syncFile(this.lane, this.file.fd);
+      await syncFile(this.lane, this.fd);
     } catch (error) {
       this.syncFailed = true;
       throw error;
@@ -184,6 +199,15 @@ export class PartialImage {
   private removeNote(): void {
     rmSync(this.notePath, { force: true });
     syncFolder(dirname(this.notePath));
+  }
+}
+
+/** Another description of the file, with O_DIRECT; -1 where its file system has none. */
+function openDirect(fd: number): number {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_RDWR | constants.O_DIRECT);
+  } catch {
+    return -1;
   }
 }
 

@@ -45,3 +45,45 @@ test.each([false, true])(
     rmSync(folder, { recursive: true });
   },
 );
+
+test('who gives up is not kept by a fetch that hangs, and gets nothing of it afterwards', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'ubiblk-source-'));
+  const store = await makeArchive(folder, 1);
+  const source = new ArchiveSource(await Archive.open(store, noKek), STRIPE_BYTES);
+  const begun = Promise.withResolvers<void>();
+  let answered = Promise.withResolvers<void>();
+  const fetch = store.fetch.bind(store);
+  let fetched = 0;
+  store.fetch = async (name, to) => {
+    begun.resolve();
+    await answered.promise;
+    const length = await fetch(name, to);
+    fetched++;
+    return length;
+  };
+  const memory = new NativeBuffer(2 * STRIPE_BYTES);
+  const bufferOf = (offset: number) => {
+    const bytes = new Uint8Array(memory.window(offset, STRIPE_BYTES));
+    return { address: memory.address + offset, bytes };
+  };
+  const [mine, other] = [bufferOf(0), bufferOf(STRIPE_BYTES)];
+  const abort = new AbortController();
+  const givenUp = source.read(0, mine, abort.signal);
+  const wanted = source.read(0, other);
+  await begun.promise;
+  abort.abort();
+  await expect(givenUp).rejects.toThrow('given up');
+  answered.resolve();
+  expect(await wanted).toBe(true);
+  answered = Promise.withResolvers<void>();
+  await expect(source.read(0, mine, abort.signal)).rejects.toThrow('given up');
+  // The memory that it goes into stays for as long.
+  const closed = source.close();
+  answered.resolve();
+  await closed;
+  expect(fetched).toBe(2);
+  expect(Buffer.compare(mine.bytes, Buffer.alloc(STRIPE_BYTES))).toBe(0);
+  expect(Buffer.compare(other.bytes, Buffer.alloc(STRIPE_BYTES, 1))).toBe(0);
+  memory.free();
+  rmSync(folder, { recursive: true });
+});

@@ -1,12 +1,26 @@
 /** Calls on files by threads of the shim: results come back to whoever asked, and lanes don't wait for each other. */
 import { afterAll, expect, test } from 'bun:test';
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  existsSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { EBADF, ENODATA, ENOENT } from '../../ffi/errno.ts';
+import { EBADF, EEXIST, EISDIR, ENODATA, ENOENT } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
+
+const { O_CREAT, O_DSYNC, O_RDWR, O_TRUNC } = constants;
 
 openLibrary();
 const folder = mkdtempSync(join(tmpdir(), 'ubiblk-lane-'));
@@ -65,6 +79,45 @@ test('a file is read by its name, where there is room for it', async () => {
   expect(await lane.readFile(path, { address: memory.address, length: 2 * BLOCK })).toBe(BLOCK);
   expect(bytes.subarray(0, BLOCK + 1).indexOf(0)).toBe(BLOCK);
   expect(await lane.readFile(`${path}.none`, part(0))).toBe(-ENOENT);
+  lane.close();
+});
+
+test('what is written out is there to its last byte', async () => {
+  const lane = new Lane('test', 1);
+  for (const flags of [O_TRUNC, O_TRUNC | O_DSYNC]) {
+    const path = join(folder, 'written');
+    const file = openSync(path, O_CREAT | O_RDWR | flags);
+    for (const length of [1, BLOCK, 100 * BLOCK + 1]) {
+      for (let i = 0; i < length; i++) bytes[i] = i % 251;
+      expect(await lane.writeOut(file, { address: memory.address, length }, 5)).toBe(length);
+      const there = readFileSync(path);
+      expect(there.subarray(there.length - length)).toEqual(Buffer.from(bytes.subarray(0, length)));
+    }
+    closeSync(file);
+  }
+  expect(await lane.writeOut(-1, part(0), 0)).toBe(-EBADF);
+  lane.close();
+});
+
+test('a file is made as a whole, or not at all', async () => {
+  const lane = new Lane('test', 2);
+  const [path, temporary] = ['made', 'made.tmp'].map((name) => join(folder, name));
+  const from = { address: memory.address, length: 100 * BLOCK - 1 };
+  for (const byte of [5, 6]) {
+    bytes.fill(byte, 0, from.length);
+    expect(await lane.makeFile(temporary, path, from)).toBe(0);
+    expect(readFileSync(path)).toEqual(Buffer.alloc(from.length, byte));
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    expect(existsSync(temporary)).toBe(false);
+  }
+  // Its place is taken by a folder; its temporary one by a file, which isn't ours.
+  const taken = join(folder, 'taken');
+  mkdirSync(taken);
+  expect(await lane.makeFile(temporary, taken, from)).toBe(-EISDIR);
+  expect(existsSync(temporary)).toBe(false);
+  writeFileSync(temporary, 'of somebody else');
+  expect(await lane.makeFile(temporary, path, from)).toBe(-EEXIST);
+  expect(readFileSync(temporary, 'utf8')).toBe('of somebody else');
   lane.close();
 });
 
