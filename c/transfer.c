@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <time.h>
 
 /* Sends to a socket that doesn't block as much as it has room for: whoever reads slowly keeps no
  * thread. Returns fewer bytes where it is full or the file ends, -EAGAIN where there is no room at
@@ -26,11 +27,20 @@ int64_t ubiblk_send_file(int socket, int file, uint64_t offset, uint64_t length)
     return (int64_t)done;
 }
 
-/* Receives as much as there is room for, or until nothing comes for a while: whoever sends slowly
- * keeps no thread. Returns how many bytes; why there aren't more, whoever reads next finds out. */
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000) + now.tv_nsec / 1000000;
+}
+
+/* Receives as much as there is room for, until nothing comes for a while, or it has waited for ten
+ * times as long in all: whoever sends slowly keeps no thread, and what comes slowly is told of.
+ * Returns how many bytes; why there aren't more, whoever reads next finds out. */
 int64_t ubiblk_receive(int socket, void *memory, uint64_t room, int patience_ms)
 {
     uint64_t done = 0;
+    int64_t end_ms = now_ms() + INT64_C(10) * patience_ms;
     while (done < room) {
         ssize_t count = recv(socket, (char *)memory + done, room - done, MSG_DONTWAIT);
         if (count > 0) {
@@ -40,7 +50,8 @@ int64_t ubiblk_receive(int socket, void *memory, uint64_t room, int patience_ms)
         if (count < 0 && errno == EINTR)
             continue;
         struct pollfd input = {.fd = socket, .events = POLLIN};
-        if (count == 0 || errno != EAGAIN || poll(&input, 1, patience_ms) == 0)
+        if (count == 0 || errno != EAGAIN || now_ms() >= end_ms ||
+            poll(&input, 1, patience_ms) == 0)
             break;
     }
     return (int64_t)done;
