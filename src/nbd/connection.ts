@@ -317,6 +317,8 @@ export class NbdConnection {
     // Of large parts the channel itself sees whether they move.
     this.receiving = pending;
     await this.channel.receive(pending.memory as Memory, pending.at + place, count);
+    // Whoever closed the connection meanwhile has left this one alone.
+    if (this.failure) throw this.failure;
     this.receiving = null;
     pending.got += count;
     this.movedMs = performance.now();

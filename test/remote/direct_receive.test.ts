@@ -20,12 +20,12 @@ afterEach(() => {
 });
 
 /** A channel, and the peer's end of it. */
-async function connected(): Promise<{ channel: Channel; peer: Socket }> {
+async function connected(idleMs = 10_000): Promise<{ channel: Channel; peer: Socket }> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;
   const peer = once(server, 'connection') as Promise<[Socket]>;
-  const options = { role: 'client' as const, idleMs: 10_000 };
+  const options = { role: 'client' as const, idleMs };
   const channel = await dialTcp({ host: '127.0.0.1', port }, options, new AbortController().signal);
   const [socket] = await peer;
   server.close();
@@ -127,6 +127,34 @@ test('more connections than there are threads', async () => {
   }
 }, 30_000);
 
+test('what comes slowly, but on and on, keeps no thread, and is progress', async () => {
+  const { receive } = Lane.prototype;
+  const returned = Promise.withResolvers<void>();
+  // More patient than usual: it isn't this peer's pauses on a busy machine that end it.
+  const spy = spyOn(Lane.prototype, 'receive').mockImplementation(async function (
+    this: Lane,
+    socket,
+    to,
+  ) {
+    const count = await receive.call(this, socket, to, 100);
+    returned.resolve();
+    return count;
+  });
+  ended.push(() => spy.mockRestore());
+  const { channel, peer } = await connected(4000);
+  const memory = nativeMemory(2 * DIRECT_BYTES);
+  const receiving = channel.receive(memory, 0, 2 * DIRECT_BYTES);
+  const dripping = setInterval(() => peer.write('1'), 1);
+  ended.push(() => clearInterval(dripping));
+  await returned.promise;
+  clearInterval(dripping);
+  peer.write(Buffer.alloc(2 * DIRECT_BYTES, '1'));
+  await receiving;
+  expect(channel.failure).toBeNull();
+  expect(memory.bytes.every((byte) => byte === 0x31)).toBe(true);
+  memory.free();
+}, 10_000);
+
 test('as long as a thread may write into it, memory is not given back', async () => {
   const { reached, open } = gate();
   const { channel, peer } = await connected();
@@ -155,6 +183,32 @@ test('nor is that of a read from an NBD server', async () => {
   await expect(asking).rejects.toThrow('enough');
   expect(await isSettled(reading)).toBe(false);
   open();
+  await expect(reading).rejects.toThrow('enough');
+  memory.free();
+});
+
+test('a read whose data is complete when its connection was closed fails, too', async () => {
+  const reached = Promise.withResolvers<void>();
+  const open = Promise.withResolvers<void>();
+  const spy = spyOn(Lane.prototype, 'receive').mockImplementation(async (_, { length }) => {
+    reached.resolve();
+    await open.promise;
+    return length;
+  });
+  ended.push(() => spy.mockRestore());
+  // More chunks of this read are to come.
+  const notDone = (bytes: Uint8Array, phase: 'talk' | 'reply') => {
+    if (phase === 'reply') bytes[5] = 0;
+    return bytes;
+  };
+  using server = new FakeServer(someExport, notDone);
+  const place = parseNbdUri(server.uri);
+  const connection = await NbdConnection.open({ place, connectMs: 5000, operationMs: 5000 });
+  const memory = nativeMemory(someExport.sizeBytes);
+  const reading = connection.read(0, memory, someExport.sizeBytes);
+  await reached.promise;
+  connection.close('enough');
+  open.resolve();
   await expect(reading).rejects.toThrow('enough');
   memory.free();
 });
