@@ -16,7 +16,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { Lane } from '../../ffi/lane.ts';
+import { Lane, type Part } from '../../ffi/lane.ts';
 import { openLibrary, shim } from '../../ffi/library.ts';
 import { errorName, UserError } from '../errors.ts';
 import { type FileFacts, syncFile, writeOutAt } from './async_file.ts';
@@ -63,7 +63,10 @@ export function refuseExisting(path: string, force: boolean): void {
 export class PartialImage {
   private readonly identity: Buffer;
   private readonly lane: Lane;
-  private readonly file: FileFacts;
+  /** -1 where all goes through the page cache. */
+  private readonly directFd: number;
+  /** Where the next write goes. */
+  private file: FileFacts;
   /** A bit for each part that is there. */
   private readonly bits: Uint8Array;
   private notedMs = performance.now();
@@ -79,13 +82,13 @@ export class PartialImage {
     { identity, parts, sizeBytes, aligned = false }: ImageParts,
   ) {
     this.identity = identity;
-    const directFd = aligned ? openDirect(fd) : -1;
+    this.directFd = aligned ? openDirect(fd) : -1;
     // The page cache of a file takes one write after the other.
-    this.lane = new Lane('image', directFd < 0 ? 1 : DIRECT_THREADS);
+    this.lane = new Lane('image', this.directFd < 0 ? 1 : DIRECT_THREADS);
     this.file =
-      directFd < 0
-        ? { fd, bufferedFd: -1, directOffsetAlign: 1 }
-        : { fd: directFd, bufferedFd: fd, directOffsetAlign: DIRECT_BYTES };
+      this.directFd < 0
+        ? buffered(fd)
+        : { fd: this.directFd, bufferedFd: fd, directOffsetAlign: DIRECT_BYTES };
     this.bits = new Uint8Array(Math.ceil(parts / 8));
     const note = readNote(notePath);
     const mine = note?.subarray(0, IDENTITY_BYTES).equals(identity) ?? false;
@@ -131,9 +134,21 @@ export class PartialImage {
 
   async write(address: number, length: number, offset: number): Promise<void> {
     try {
-      await writeOutAt(this.lane, this.file, { address, length }, offset);
+      await this.writeOut({ address, length }, offset);
     } catch (error) {
       throw new UserError(`'${this.partial}' can't be written: ${errorName(error)}`);
+    }
+  }
+
+  private async writeOut(from: Part, offset: number): Promise<void> {
+    const { file } = this;
+    try {
+      await writeOutAt(this.lane, file, from, offset);
+    } catch (error) {
+      // Servers of file systems may let a file be opened so that they can't write to.
+      if (file.fd === this.fd || (error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
+      this.file = buffered(this.fd);
+      await writeOutAt(this.lane, this.file, from, offset);
     }
   }
 
@@ -181,7 +196,7 @@ export class PartialImage {
 
   close(): void {
     closeSync(this.fd);
-    if (this.file.fd !== this.fd) closeSync(this.file.fd);
+    if (this.directFd >= 0) closeSync(this.directFd);
     this.lane.close();
   }
 
@@ -200,6 +215,10 @@ export class PartialImage {
     rmSync(this.notePath, { force: true });
     syncFolder(dirname(this.notePath));
   }
+}
+
+function buffered(fd: number): FileFacts {
+  return { fd, bufferedFd: -1, directOffsetAlign: 1 };
 }
 
 /** Another description of the file, with O_DIRECT; -1 where its file system has none. */

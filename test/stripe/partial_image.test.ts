@@ -3,6 +3,7 @@ import { afterAll, expect, spyOn, test } from 'bun:test';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { EINVAL } from '../../ffi/errno.ts';
 import { Lane } from '../../ffi/lane.ts';
 import { openLibrary } from '../../ffi/library.ts';
 import { NativeBuffer } from '../../ffi/memory.ts';
@@ -54,5 +55,49 @@ test.each([
   // Not every file system has it.
   if (went.includes(true)) expect(went).toEqual(direct);
   expect(readFileSync(path).equals(bytes.subarray(0, sizeBytes))).toBe(true);
+  memory.free();
+});
+
+test('what the file system refuses past the page cache is written through it, from then on', async () => {
+  const path = join(folder, 'image-refused');
+  const partBytes = 2 * MIB;
+  const sizeBytes = 4 * partBytes;
+  const parts = { identity: Buffer.alloc(32, 1), parts: 4, sizeBytes, aligned: true };
+  const image = PartialImage.open(path, parts);
+  const memory = new NativeBuffer(sizeBytes);
+  const bytes = new Uint8Array(memory.window());
+  for (let at = 0; at < sizeBytes; at += 512) bytes.fill(at >> 9, at, at + 512);
+  const { writeOut } = Lane.prototype;
+  let refused = 0;
+  let taken = 0;
+  // Some are begun, and refused in the middle.
+  const write = spyOn(Lane.prototype, 'writeOut').mockImplementation(async function (
+    this: Lane,
+    fd,
+    from,
+    offset,
+  ) {
+    if (!isDirect(fd)) return await writeOut.call(this, fd, from, offset);
+    if (offset % partBytes === 0 && taken++ === 1) {
+      return await writeOut.call(this, fd, { ...from, length: MIB }, offset);
+    }
+    refused++;
+    return -EINVAL;
+  });
+  try {
+    const put = (part: number) => {
+      const at = part * partBytes;
+      return image.write(memory.address + at, partBytes, at);
+    };
+    await Promise.all([0, 1, 2].map(put));
+    const before = refused;
+    await put(3);
+    expect(refused).toBe(before);
+  } finally {
+    write.mockRestore();
+  }
+  await image.commit();
+  image.close();
+  expect(readFileSync(path).equals(bytes)).toBe(true);
   memory.free();
 });
