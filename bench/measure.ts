@@ -1,14 +1,7 @@
 /** One measurement: a client's load, the server's CPU time meanwhile, and its memory. */
 
-import {
-  closeSync,
-  fdatasyncSync,
-  ftruncateSync,
-  openSync,
-  readFileSync,
-  readSync,
-  rmSync,
-} from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, ftruncateSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
 import { totalmem } from 'node:os';
 import { Child, client, hostProgram } from '../test/e2e/processes.ts';
 import type { Row } from './rows.ts';
@@ -158,11 +151,9 @@ export function geometricMean(values: number[]): number {
   return Math.exp(values.reduce((sum, value) => sum + Math.log(value), 0) / values.length);
 }
 
-/** Puts what a run of writes left in the page cache onto the disk, so that the next run starts alike. */
+/** Puts what runs of writes left in the page cache onto the disk, whatever file they wrote to: the next starts alike. */
 export function settle(file: string): void {
-  const fd = openSync(file, 'r+');
-  fdatasyncSync(fd);
-  closeSync(fd);
+  execFileSync('sync', ['-f', file]);
 }
 
 export function median(values: number[]): number {
