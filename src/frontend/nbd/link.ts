@@ -86,8 +86,11 @@ export function handOver(
 ): void {
   let best = 0;
   for (let i = 1; i < queues.length; i++) if (queues[i].open < queues[best].open) best = i;
-  const taken = queues[best].open < MOST_CONNECTIONS && queues[best].put(fd, bits);
-  if (!taken) shim.ubiblk_close(fd);
-  // One that is full may make room for the next one.
-  shim.ubiblk_eventfd_signal(wakeFds[best]);
+  if (queues[best].open < MOST_CONNECTIONS && queues[best].put(fd, bits)) {
+    shim.ubiblk_eventfd_signal(wakeFds[best]);
+    return;
+  }
+  shim.ubiblk_close(fd);
+  // Each may make room for the next one, also those to which nothing happens.
+  for (const wakeFd of wakeFds) shim.ubiblk_eventfd_signal(wakeFd);
 }
