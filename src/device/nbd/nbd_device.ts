@@ -1,8 +1,7 @@
 /**
  * The bottom of a device stack that is an export of an NBD server instead of a file: requests and replies
  * go over a socket on the queue's own ring. When the connection breaks, requests wait for the next one
- * and are made again; reads, writes and zeroes may be done twice. What had been answered and not flushed may be lost
- * then: a flush that comes after that, or was under way, fails.
+ * and are made again; reads, writes and zeroes may be done twice.
  */
 import { EIO } from '../../../ffi/errno.ts';
 import { shim } from '../../../ffi/library.ts';
@@ -44,9 +43,8 @@ import {
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
 } from './protocol.ts';
-import { QueueLine, unflushedOf } from './queue_line.ts';
+import { QueueLine } from './queue_line.ts';
 import { RingStream, type StreamOwner } from './ring_stream.ts';
-import type { Unflushed } from './unflushed.ts';
 
 /** What a queue needs to know of an export; plain data. */
 export interface NbdStart {
@@ -86,7 +84,6 @@ type Phase = 'reply' | 'data' | 'skipping';
 export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private readonly stream: RingStream;
   private readonly line: QueueLine;
-  private readonly unflushed: Unflushed;
   private readonly handler: number;
   private readonly eventFd: number;
   private readonly heads = new NativeBuffer(HEADS * HEAD_BYTES);
@@ -101,9 +98,6 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private readonly got: number[] = [];
   private readonly asked: number[] = [];
   private readonly errors: number[] = [];
-  /** Of `unflushed`, when a flush came. */
-  private readonly written: number[] = [];
-  private readonly told: number[] = [];
   /** WAITS, BEING_SENT or SENT. */
   private readonly ways: number[] = [];
   /** Indexes of requests that are being sent, and of writes that were answered meanwhile. */
@@ -132,7 +126,6 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   ) {
     this.stream = new RingStream(ring, this);
     this.line = new QueueLine(start.lines, queue);
-    this.unflushed = unflushedOf(start.lines, start.eventFds.length);
     this.handler = ring.addHandler(this);
     this.eventFd = start.eventFds[queue];
     ring.pollIn(this.eventFd, this.handler, EVENT);
@@ -161,12 +154,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       request.owner.completed(request);
       return;
     }
-    const { index } = request;
-    if (request.op === FLUSH) {
-      this.written[index] = this.unflushed.written;
-      this.told[index] = this.unflushed.told;
-    }
-    this.active[index] = request;
+    this.active[request.index] = request;
     this.activeCount++;
     this.ask(request);
   }
@@ -260,7 +248,6 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
   private lost(): void {
     if (this.connected) {
       this.connected = false;
-      this.unflushed.lost();
       this.stream.shutdown();
     }
     // As long as the kernel has something of the socket, it may move requests' data.
@@ -586,7 +573,7 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
       return;
     }
     const asked = this.asked[index];
-    let error = this.errors[index];
+    const error = this.errors[index];
     if (request.stage === STAGE_EXTENTS) {
       request.transferred = this.got[index];
       if (error === 0 && request.transferred === 0) {
@@ -600,7 +587,6 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
     }
     if (request.stage === STAGE_MAIN && error === 0) {
       request.transferred += asked;
-      if (this.leavesUnflushed(request)) this.unflushed.wrote();
       const rest = request.op !== FLUSH && request.transferred < request.length;
       const flush =
         request.durable && request.op !== READ && !this.has(SEND_FUA) && this.has(SEND_FLUSH);
@@ -610,19 +596,11 @@ export class NbdDevice implements BlockDevice, StreamOwner, RingHandler {
         return;
       }
     }
-    if (error === 0 && request.op === FLUSH) {
-      if (!this.unflushed.flushed(this.written[index], this.told[index])) error = -EIO;
-    }
     this.active[index] = null;
     this.activeCount--;
     request.result = error;
     if (error !== 0) this.onFailure(request, error);
     request.owner.completed(request);
-  }
-
-  /** What is to be durable is made again until it is. */
-  private leavesUnflushed({ op, durable }: BlockRequest): boolean {
-    return (op === WRITE || op === WRITE_ZEROES) && !durable;
   }
 
   private finishEarly(): void {

@@ -3,30 +3,21 @@
  * hands; then the socket is the queue's. A connection that is lost is asked for anew.
  */
 
-import { UNFLUSHED_WORDS, Unflushed } from './unflushed.ts';
-
 const GIVEN = 0;
 const FD = 1;
 const LOST = 2;
 const WORDS = 16;
 
-const LINE_BYTES = WORDS * Int32Array.BYTES_PER_ELEMENT;
-
-/** Bytes of shared memory for the lines of so many queues, and for what they have in common. */
+/** Bytes of shared memory for the lines of so many queues. */
 export function queueLineBytes(queues: number): number {
-  return (queues + 1) * LINE_BYTES;
-}
-
-/** What so many queues have in common. */
-export function unflushedOf(shared: SharedArrayBuffer, queues: number): Unflushed {
-  return new Unflushed(new Int32Array(shared, queues * LINE_BYTES, UNFLUSHED_WORDS));
+  return queues * WORDS * Int32Array.BYTES_PER_ELEMENT;
 }
 
 export class QueueLine {
   private readonly words: Int32Array;
 
   constructor(shared: SharedArrayBuffer, queue: number) {
-    this.words = new Int32Array(shared, queue * LINE_BYTES, WORDS);
+    this.words = new Int32Array(shared, queue * WORDS * Int32Array.BYTES_PER_ELEMENT, WORDS);
   }
 
   /** Main: hands over a socket, the first or the next. */
